@@ -1,0 +1,161 @@
+//! The tensor: a shape, and storage on a device. Always two-dimensional and row-major; a vector is one row.
+
+use crate::{Error, Result};
+
+/// Numbers of a tensor, where they live.
+#[derive(Debug)]
+pub enum Storage {
+    /// In main memory.
+    Cpu(AlignedVec),
+}
+
+/// A row-major matrix of f32 on a device.
+///
+/// It has room for `capacity` rows and shows the first `rows` of them, so that the buffers of a training step are
+/// allocated once and serve the ragged last batch too.
+#[derive(Debug)]
+pub struct Tensor {
+    rows: usize,
+    cols: usize,
+    capacity: usize,
+    storage: Storage,
+}
+
+impl Tensor {
+    pub(crate) fn from_storage(rows: usize, cols: usize, storage: Storage) -> Self {
+        Tensor { rows, cols, capacity: rows, storage }
+    }
+
+    /// Rows shown.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// (rows, columns).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// Elements shown.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether no element is shown.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shows the first `rows` rows.
+    ///
+    /// # Errors
+    /// When there is no room for so many.
+    pub fn set_rows(&mut self, rows: usize) -> Result<()> {
+        if rows > self.capacity {
+            let (capacity, cols) = (self.capacity, self.cols);
+            return Err(Error::shape(format!("a tensor with room for {capacity} x {cols} cannot show {rows} rows")));
+        }
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// The elements shown, in main memory.
+    ///
+    /// # Errors
+    /// When the tensor lives on another device.
+    pub fn cpu(&self) -> Result<&[f32]> {
+        match &self.storage {
+            Storage::Cpu(values) => Ok(&values.as_slice()[..self.rows * self.cols]),
+        }
+    }
+
+    /// The elements shown, in main memory, to be written.
+    ///
+    /// # Errors
+    /// When the tensor lives on another device.
+    pub fn cpu_mut(&mut self) -> Result<&mut [f32]> {
+        match &mut self.storage {
+            Storage::Cpu(values) => Ok(&mut values.as_mut_slice()[..self.rows * self.cols]),
+        }
+    }
+
+    /// Checks the shape, for operations that are about to read or write the tensor.
+    ///
+    /// # Errors
+    /// Names the operation and the operand, the shape found and the shape wanted.
+    pub fn expect(&self, op: &str, operand: &str, rows: usize, cols: usize) -> Result<()> {
+        if self.shape() == (rows, cols) {
+            return Ok(());
+        }
+        Err(Error::shape(format!("{op}: {operand} is {} x {}, but should be {rows} x {cols}", self.rows, self.cols)))
+    }
+}
+
+/// A weight or bias with what training keeps beside it.
+#[derive(Debug)]
+pub struct Param {
+    /// The weight: (out, in), or (1, out) for a bias.
+    pub value: Tensor,
+    /// Momentum of SGD, of the same shape; absent until the parameter is trained.
+    pub velocity: Option<Tensor>,
+    /// Gradient, of the same shape; absent where none is kept (frozen, or applied in the kernel that makes it).
+    pub grad: Option<Tensor>,
+    /// Weight decay applies (not to biases).
+    pub decays: bool,
+}
+
+impl Param {
+    /// A parameter without gradient and velocity.
+    pub fn new(value: Tensor, decays: bool) -> Self {
+        Param { value, velocity: None, grad: None, decays }
+    }
+}
+
+/// One cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// A vector of f32 that begins at a cache line, so that no vector load straddles two.
+#[derive(Debug, Default)]
+pub struct AlignedVec {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl AlignedVec {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        AlignedVec { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+
+    /// Makes room for at least `len` elements; what was there is kept, what is new is zero.
+    pub fn grow(&mut self, len: usize) {
+        if len > self.len {
+            self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
+            self.len = len;
+        }
+    }
+
+    /// The elements.
+    pub fn as_slice(&self) -> &[f32] {
+        // SAFETY: `Line` is sixteen f32 without padding (64 bytes, align 64), and `len <= 16 * lines.len()`.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    /// The elements, to be written.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: as in `as_slice`, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+}
