@@ -1,0 +1,187 @@
+//! The fused implementations: both products and the gate in one kernel, so that g and u never reach memory.
+//!
+//! | pass | launches | memory |
+//! |---|---|---|
+//! | forward | 1: g and u of a tile, the gate, z | z written; g and u too with `--gates save` |
+//! | backward, dx | 1: g and u again (or read), the gate's derivative, dx | [dg \| du] written and read in cache |
+//! | backward, dWf | nothing, 2 library products, or 1 own kernel | see below |
+//!
+//! The three differ in one thing, where dWf comes from:
+//! - `fused-frozen`: from nowhere. Wf keeps its initial values: stem and head learn around a random layer.
+//! - `fused-python-grad`: the library multiplies [dg | du]^T x.
+//! - `fused-triton-grad`: a kernel of our own, whose epilogue applies SGD, so that dWf is never written at all.
+//!
+//! They win when memory traffic costs more than arithmetic; with gates recomputed the backward pays 4BDH FLOP for that.
+
+pub mod cpu;
+
+use super::{
+    Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,
+    grad_buffer, no_forward,
+};
+use crate::{
+    Error, Result,
+    device::Device,
+    swiglu::reference::Dims,
+    tensor::{Param, Tensor},
+};
+
+/// Fused, and Wf does not learn.
+pub static FUSED_FROZEN: Entry = Entry {
+    name: "fused-frozen",
+    aliases: &["fused"],
+    summary: "fused kernels; the layer's weights stay as they were initialised (no dWf)",
+    weights: WeightLayout::Packed,
+    trains_weight: false,
+    can_recompute: true,
+    launches: Launches { forward: (1, 0), backward_dx: (1, 0), backward_dwf: (0, 0) },
+    new: |config| Fused::boxed(config, &FUSED_FROZEN, Source::Nowhere),
+};
+
+/// Fused, with dWf from library products.
+pub static FUSED_PYTHON_GRAD: Entry = Entry {
+    name: "fused-python-grad",
+    aliases: &["fused-library-grad"],
+    summary: "fused kernels; the weights' gradient from library products",
+    weights: WeightLayout::Packed,
+    trains_weight: true,
+    can_recompute: true,
+    launches: Launches { forward: (1, 0), backward_dx: (1, 0), backward_dwf: (0, 1) },
+    new: |config| Fused::boxed(config, &FUSED_PYTHON_GRAD, Source::Library),
+};
+
+/// Fused, with dWf from our own kernel.
+pub static FUSED_TRITON_GRAD: Entry = Entry {
+    name: "fused-triton-grad",
+    aliases: &["fused-wgrad"],
+    summary: "fused kernels; the weights' gradient from a kernel of our own, with SGD in its epilogue",
+    weights: WeightLayout::Packed,
+    trains_weight: true,
+    can_recompute: true,
+    launches: Launches { forward: (1, 0), backward_dx: (1, 0), backward_dwf: (1, 0) },
+    new: |config| Fused::boxed(config, &FUSED_TRITON_GRAD, Source::OwnKernel),
+};
+
+/// Where dWf comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Nowhere,
+    Library,
+    OwnKernel,
+}
+
+struct Fused {
+    config: LayerConfig,
+    entry: &'static Entry,
+    source: Source,
+    /// Wf, (2H, D).
+    weight: Param,
+    workspace: cpu::Workspace,
+}
+
+impl Fused {
+    fn boxed(config: &LayerConfig, entry: &'static Entry, source: Source) -> Result<Box<dyn SwiGlu>> {
+        let weight = Param::new(config.device.zeros(2 * config.hidden, config.inputs)?, true);
+        Ok(Box::new(Fused { config: config.clone(), entry, source, weight, workspace: cpu::Workspace::default() }))
+    }
+
+    fn dims(&self, batch: usize) -> Dims {
+        Dims { batch, inputs: self.config.inputs, hidden: self.config.hidden }
+    }
+}
+
+impl SwiGlu for Fused {
+    fn entry(&self) -> &'static Entry {
+        self.entry
+    }
+
+    fn forward(&mut self, x: &Tensor, z: &mut Tensor, pass: Pass) -> Result<()> {
+        check_forward(self.entry.name, &self.config, x, z)?;
+        let keep = match pass {
+            Pass::Inference => cpu::Keep::Nothing,
+            Pass::Training if self.config.gates.keeps(&self.config.device, self.config.inputs) => cpu::Keep::Gates,
+            Pass::Training => cpu::Keep::Inputs,
+        };
+        let dims = self.dims(x.rows());
+        match &self.config.device {
+            Device::Cpu(cpu) => {
+                cpu::forward(cpu, dims, x.cpu()?, self.weight.value.cpu()?, z.cpu_mut()?, keep, &mut self.workspace)
+            }
+        }
+        Ok(())
+    }
+
+    fn backward(&mut self, x: &Tensor, dz: &Tensor, dx: Option<&mut Tensor>, dwf: WeightGrad<'_>) -> Result<()> {
+        check_backward(self.entry.name, &self.config, x, dz, dx.as_deref())?;
+        if self.source == Source::Nowhere && !matches!(dwf, WeightGrad::Skip) {
+            return Err(Error::shape(format!(
+                "{}: there is no dWf to write, the weights do not learn",
+                self.entry.name
+            )));
+        }
+        let dims = self.dims(x.rows());
+        let Device::Cpu(cpu) = &self.config.device;
+        if !cpu::backward_gates(cpu, dims, x.cpu()?, self.weight.value.cpu()?, dz.cpu()?, &mut self.workspace) {
+            return Err(no_forward(self.entry.name, x.rows()));
+        }
+        // dx reads the weights that the forward used, so it comes before any step that changes them.
+        if let Some(dx) = dx {
+            cpu::backward_dx(cpu, dims, self.weight.value.cpu()?, dx.cpu_mut()?, &self.workspace);
+        }
+        match (dwf, self.source) {
+            (WeightGrad::Skip, _) | (_, Source::Nowhere) => {}
+            (WeightGrad::Step(step), Source::OwnKernel) => {
+                let Param { value, velocity, decays, .. } = &mut self.weight;
+                let velocity = self.config.device.velocity(velocity, value.shape())?;
+                let target = cpu::Target::Step(step.for_param(*decays), value.cpu_mut()?, velocity.cpu_mut()?);
+                cpu::backward_dwf(cpu, dims, x.cpu()?, target, &self.workspace);
+            }
+            (_, Source::OwnKernel) => {
+                let dwf = grad_buffer(&self.config.device, &mut self.weight)?;
+                cpu::backward_dwf(cpu, dims, x.cpu()?, cpu::Target::Buffer(dwf.cpu_mut()?), &self.workspace);
+            }
+            (_, Source::Library) => {
+                let grad = grad_buffer(&self.config.device, &mut self.weight)?;
+                cpu::library_dwf(cpu, dims, x.cpu()?, grad.cpu_mut()?, &self.workspace)?;
+                if let WeightGrad::Step(step) = dwf {
+                    self.config.device.sgd(step, &mut self.weight)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn params(&mut self) -> Vec<&mut Param> {
+        vec![&mut self.weight]
+    }
+
+    fn weights(&self) -> Result<GateUp> {
+        Ok(GateUp::unpack(&self.config.device.download(&self.weight.value)?))
+    }
+
+    fn set_weights(&mut self, weights: &GateUp) -> Result<()> {
+        self.config.device.write(&mut self.weight.value, &weights.packed())
+    }
+
+    fn velocities(&self) -> Result<Option<GateUp>> {
+        self.weight.velocity.as_ref().map(|v| Ok(GateUp::unpack(&self.config.device.download(v)?))).transpose()
+    }
+
+    fn set_velocities(&mut self, velocities: &GateUp) -> Result<()> {
+        let (rows, cols) = self.weight.value.shape();
+        self.weight.velocity = Some(self.config.device.upload(rows, cols, &velocities.packed())?);
+        Ok(())
+    }
+
+    fn gradients(&self) -> Result<Option<GateUp>> {
+        self.weight.grad.as_ref().map(|g| Ok(GateUp::unpack(&self.config.device.download(g)?))).transpose()
+    }
+
+    fn saved_bytes(&self) -> usize {
+        self.workspace.saved_bytes(self.config.hidden)
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes()
+    }
+}

@@ -1,0 +1,109 @@
+//! The fused kernels on the CPU: register tiles of g and u, gated where they are.
+//!
+//! Everything between the passes lies transposed, (2H, B) with the batch innermost, because the batch is what vectors
+//! run along: weights are read where they stand, one broadcast at a time, and need no packing.
+//!
+//! | kernel | tile (AVX-512) | parallel over | memory beside x, Wf, z |
+//! |---|---|---|---|
+//! | [`forward`] | 4 gate + 4 up rows x 32 images | hidden rows | x of 512 images, packed |
+//! | [`backward_gates`] | the same, then the gate's derivative | hidden rows | [dg \| du]^T, (2H, B) |
+//! | [`backward_dx`] | 8 images x 32 inputs over 2H | inputs | a panel of Wf a thread |
+//! | [`backward_dwf`] | 8 rows of Wf x 32 inputs over B | rows and inputs of Wf | a panel of x a thread |
+//!
+//! They win by what they leave out: g and u are not written and read again, the large operand is not packed, and the
+//! last kernel applies SGD to its tile while that is in registers. They lose where a library has a better kernel for
+//! the shape: batches far below 32 fill the vectors badly.
+
+mod dwf;
+mod dx;
+mod gates;
+
+pub use dwf::{Target, backward_dwf, library_dwf};
+pub use dx::backward_dx;
+pub use gates::{backward_gates, forward};
+
+use crate::{device::cpu::simd::Simd, tensor::AlignedVec};
+
+/// Images whose packed x is kept at a time: 4 MB at D = 2048, whatever the batch.
+const BATCH_BLOCK: usize = 512;
+/// Hidden rows of a task: a multiple of the gate rows of every register tile (4, 3, 2).
+const HIDDEN_TASK: usize = 24;
+/// Rows of Wf of a task of the weight gradient, and images of a task of dx.
+const ROW_TASK: usize = 256;
+/// Floats between the copied weight rows of a tile, beyond D, so that they do not all fall into one set of the cache.
+const PAD: usize = 16;
+
+/// What a forward keeps for its backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// No backward follows.
+    Nothing,
+    /// A backward follows, and computes g and u again.
+    Inputs,
+    /// g and u.
+    Gates,
+}
+
+/// What is in a [`Workspace`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Held {
+    #[default]
+    Nothing,
+    /// A forward has run; g and u were not kept.
+    Forward,
+    /// g and u.
+    Gates,
+    /// dg and du.
+    Gradients,
+}
+
+/// Memory of a layer between its passes.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// [g ; u] and then [dg ; du], (2H, B) with `stride` floats between rows.
+    gates: AlignedVec,
+    /// x of one batch block, in panels (D, width).
+    panels: AlignedVec,
+    held: Held,
+    batch: usize,
+}
+
+impl Workspace {
+    /// Bytes that the last forward kept for its backward.
+    pub fn saved_bytes(&self, hidden: usize) -> usize {
+        if self.held == Held::Gates { 2 * self.batch * hidden * size_of::<f32>() } else { 0 }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.gates.bytes() + self.panels.bytes()
+    }
+}
+
+/// Floats between two rows of the transposed gates: whole panels of every width, and a line more, so that consecutive
+/// rows do not fall into one set of the cache.
+fn gate_stride(batch: usize) -> usize {
+    batch.next_multiple_of(32) + PAD
+}
+
+/// Writes the first `count` elements of a row of a tile.
+///
+/// # Safety
+/// The instruction set of `S` is there, and `to` is valid for `count` elements.
+#[inline(always)]
+unsafe fn store_row<S: Simd, const V: usize>(row: [S::V; V], to: *mut f32, count: usize) {
+    let mut buffer = [0.0_f32; 32];
+    // SAFETY: a whole row is V * LANES <= 32 elements; `to` has room for `count`.
+    unsafe {
+        if count == V * S::LANES {
+            for (v, value) in row.into_iter().enumerate() {
+                S::store(to.add(v * S::LANES), value);
+            }
+        } else {
+            for (v, value) in row.into_iter().enumerate() {
+                S::store(buffer.as_mut_ptr().add(v * S::LANES), value);
+            }
+            std::ptr::copy_nonoverlapping(buffer.as_ptr(), to, count);
+        }
+    }
+}
