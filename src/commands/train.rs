@@ -1,0 +1,243 @@
+//! `train`: a new run, or one that goes on. Reads the data, makes or loads the network, trains, and leaves a run's folder
+//! with configuration, metrics, checkpoint and chart.
+
+use std::{
+    fs::File,
+    io::Write,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use super::train_output::TrainOutput;
+use crate::{
+    Error, Kind, Result,
+    cli::TrainArgs,
+    data,
+    device::Device,
+    model::{
+        Mlp, MlpConfig,
+        checkpoint::{self, Checkpoint, Position, names},
+        schedule::Schedule,
+    },
+    report::curves,
+    swiglu::{self, LayerConfig},
+    train::{
+        config::{Config, NetworkConfig},
+        metrics::{Epoch, Event},
+        observer::Observer,
+        run_dir::RunDir,
+        trainer::{Splits, Trainer},
+    },
+};
+
+/// Epochs of a run that says nothing of them.
+const EPOCHS: u32 = 5;
+
+/// Trains.
+///
+/// # Errors
+/// When something asked for is not there, training diverges, or the user stops it ([`Kind::Interrupted`]).
+pub fn run(args: TrainArgs) -> Result<()> {
+    let started = Instant::now();
+    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let mut output = TrainOutput::new(args.quiet, args.json);
+    output.on_message(&format!("device: {chosen}"));
+    let stop = stop_on_ctrl_c()?;
+    match &args.resume {
+        Some(dir) => resume(&args, dir, &device, &mut output, &stop, started),
+        None => begin(&args, &device, &mut output, &stop, started),
+    }
+}
+
+/// A new run.
+fn begin(
+    args: &TrainArgs,
+    device: &Device,
+    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
+    stop: &AtomicBool,
+    started: Instant,
+) -> Result<()> {
+    let config = configuration(args, device);
+    let model = Mlp::new(network(&config, device)?, config.seed)?;
+    let dataset = data::load(&args.data)?;
+    let splits = Splits::new(device, dataset, config.validation, config.seed)?;
+    if !model.entry().trains_weight {
+        output.on_message(&format!(
+            "{}: the SwiGLU weights keep their initial values, stem and head learn",
+            config.swiglu
+        ));
+    }
+    if config.clip_norm.is_some() {
+        output.on_message("--clip-norm: gradients are kept until their norm is known, so SGD is not fused into the kernels that make them");
+    }
+    let mut trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), started)?;
+    if args.dry_run {
+        let outcome = trainer.dry_run()?;
+        return output.dry_run(&trainer.start_event(), &outcome);
+    }
+    let run = RunDir::create(args.out.clone(), &config.swiglu, &config.device)?;
+    run.write_config(&config)?;
+    let metrics = run.new_metrics()?;
+    finish(args, run, metrics, trainer, output, stop)
+}
+
+/// A run that goes on.
+fn resume(
+    args: &TrainArgs,
+    dir: &Path,
+    device: &Device,
+    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
+    stop: &AtomicBool,
+    started: Instant,
+) -> Result<()> {
+    let run = RunDir::open(dir)?;
+    let Checkpoint { config, position, weights, velocities } = run.load()?;
+    let path = run.checkpoint_path();
+    let mut config: Config = checkpoint::parse_config(&config, &path)?;
+    if let Some(epochs) = args.epochs.filter(|&epochs| epochs != config.epochs) {
+        if matches!(config.schedule, Schedule::Cosine | Schedule::FlatCosine) {
+            return Err(Error::usage(format!(
+                "--epochs {epochs}: the cosine schedule of {} was laid out for {} epochs",
+                dir.display(),
+                config.epochs
+            ))
+            .hint("leave --epochs out; only runs with --schedule constant or step can be made longer"));
+        }
+        config.epochs = epochs;
+    }
+    if position.epoch >= config.epochs {
+        return Err(Error::usage(format!("{} has all of its {} epochs", dir.display(), config.epochs)).hint(
+            "nothing is left to train; start a new run, or give more --epochs to one with --schedule constant or step",
+        ));
+    }
+    config.precision.check(device)?;
+    let NetworkConfig { width, hidden, depth } = config.network;
+    names::check(&weights, &names::expected(width, hidden, depth), &path)?;
+    let mut model = Mlp::zeros(network(&config, device)?)?;
+    model.set_weights(&weights)?;
+    if let Some(velocities) = &velocities {
+        model.set_velocities(velocities)?;
+    }
+    let dataset = data::load_from(&config.dataset, args.data.data_dir.as_deref())?;
+    let splits = Splits::new(device, dataset, config.validation, config.seed)?;
+    let metrics = run.resume_metrics(&position)?;
+    if metrics.dropped() + metrics.skipped() > 0 {
+        output.on_message(&format!(
+            "metrics: {} events after the checkpoint are made again, {} half-written lines dropped",
+            metrics.dropped(),
+            metrics.skipped()
+        ));
+    }
+    output.on_message(&format!("resuming {} after epoch {}, step {}", dir.display(), position.epoch, position.step));
+    let epochs = epochs_of(metrics.events());
+    let trainer = Trainer::new(config, model, splits, position, epochs, started)?;
+    finish(args, run, metrics, trainer, output, stop)
+}
+
+/// The run itself, and what it leaves behind.
+fn finish(
+    args: &TrainArgs,
+    run: RunDir,
+    mut metrics: crate::train::metrics_log::MetricsLog,
+    mut trainer: Trainer,
+    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let metrics_path = run.metrics_path();
+    let mut save = |checkpoint: &Checkpoint| {
+        // The metrics must not be older than the checkpoint that comes after them.
+        File::open(&metrics_path)
+            .and_then(|file| file.sync_data())
+            .map_err(|e| Error::io("flush", &metrics_path, e))?;
+        run.save(checkpoint)
+    };
+    let result = {
+        let mut observer = (&mut metrics, &mut *output);
+        trainer.run(args.log_interval.into(), args.save_interval.into(), &mut observer, stop, &mut save)
+    };
+    // The chart shows what there is, also of a run that was stopped or diverged.
+    let drawn = curves::write(run.path(), &[curves::Run::new(None, metrics.events())]);
+    let saved = run.checkpoint_path();
+    let saved = saved.is_file().then_some(saved.as_path());
+    let chart = drawn.as_ref().ok().map(|[svg, _]| svg.as_path());
+    let epochs = epochs_of(metrics.events());
+    output.finish(&epochs, run.path(), saved, chart)?;
+    let end = result?;
+    drawn?;
+    if end.interrupted {
+        return Err(Error::new(Kind::Interrupted, "interrupted; the run is saved")
+            .hint(format!("go on with: mnist-swiglu train --resume {}", run.path().display())));
+    }
+    Ok(())
+}
+
+fn epochs_of(events: &[Event]) -> Vec<Epoch> {
+    events.iter().filter_map(|event| if let Event::Epoch(epoch) = event { Some(epoch.clone()) } else { None }).collect()
+}
+
+fn configuration(args: &TrainArgs, device: &Device) -> Config {
+    Config {
+        swiglu: swiglu::find(&args.swiglu).map_or(args.swiglu.clone(), |entry| entry.name.into()),
+        gates: args.gates,
+        precision: args.precision,
+        device: device.name(),
+        dataset: data_name(&args.data.dataset),
+        network: NetworkConfig {
+            width: args.width as usize,
+            hidden: args.hidden.unwrap_or(args.width) as usize,
+            depth: args.depth as usize,
+        },
+        epochs: args.epochs.unwrap_or(EPOCHS),
+        batch_size: args.batch_size as usize,
+        lr: args.lr,
+        momentum: args.momentum,
+        nesterov: args.nesterov,
+        weight_decay: args.weight_decay,
+        schedule: args.schedule,
+        warmup: args.warmup,
+        lr_step: args.lr_step,
+        lr_gamma: args.lr_gamma,
+        clip_norm: args.clip_norm,
+        seed: args.seed,
+        validation: args.validation as usize,
+    }
+}
+
+/// A directory is kept with its whole path, so that a resume from elsewhere finds it.
+fn data_name(name: &str) -> String {
+    match Path::new(name).canonicalize() {
+        Ok(path) if path.is_dir() && name.contains(std::path::MAIN_SEPARATOR) => path.display().to_string(),
+        _ => name.into(),
+    }
+}
+
+fn network(config: &Config, device: &Device) -> Result<MlpConfig> {
+    let layer = LayerConfig {
+        device: device.clone(),
+        inputs: config.network.width,
+        hidden: config.network.hidden,
+        gates: config.gates,
+        precision: config.precision,
+    };
+    Ok(MlpConfig { entry: swiglu::find(&config.swiglu)?, layer, depth: config.network.depth })
+}
+
+/// The first Ctrl-C (or SIGTERM) asks for a stop after the step in hand; the second ends the process at once.
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        // Nothing is left to tell when standard error is gone.
+        let _ =
+            writeln!(std::io::stderr(), "\nstopping after this step and saving; press Ctrl-C again to stop at once");
+    })
+    .map_err(|e| Error::new(Kind::Io, "cannot watch for Ctrl-C").because(e))?;
+    Ok(stop)
+}

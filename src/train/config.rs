@@ -1,0 +1,62 @@
+//! What a run is: everything that decides its losses, kept in the run's folder so that `--resume` needs nothing else.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::schedule::Schedule,
+    swiglu::{Gates, Precision},
+};
+
+/// Shapes of the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkConfig {
+    /// D: outputs of the stem.
+    pub width: usize,
+    /// H: outputs of each SwiGLU layer.
+    pub hidden: usize,
+    /// SwiGLU layers.
+    pub depth: usize,
+}
+
+/// Everything that decides the losses of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Name of the implementation in [`crate::swiglu::ALL`].
+    pub swiglu: String,
+    /// When g and u are kept.
+    pub gates: Gates,
+    /// The numbers of the products.
+    pub precision: Precision,
+    /// `cpu`, or `cuda:N`: where the run was started.
+    pub device: String,
+    /// `mnist`, `fashion`, or a directory.
+    pub dataset: String,
+    /// Shapes.
+    pub network: NetworkConfig,
+    /// Passes over the training images.
+    pub epochs: u32,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Peak learning rate.
+    pub lr: f32,
+    /// Momentum.
+    pub momentum: f32,
+    /// Nesterov's momentum.
+    pub nesterov: bool,
+    /// L2 penalty on weights.
+    pub weight_decay: f32,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Steps of warm-up.
+    pub warmup: u32,
+    /// Epochs between drops of the step schedule.
+    pub lr_step: u32,
+    /// Factor of each drop.
+    pub lr_gamma: f32,
+    /// Bound of the global gradient norm.
+    pub clip_norm: Option<f32>,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Training images held out.
+    pub validation: usize,
+}

@@ -1,0 +1,8 @@
+//! The training loop, and what it leaves behind.
+
+pub mod config;
+pub mod metrics;
+pub mod metrics_log;
+pub mod observer;
+pub mod run_dir;
+pub mod trainer;

@@ -1,0 +1,310 @@
+//! The loop: epochs of steps, an evaluation and a checkpoint after each, from any position to the end or to a stop.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use serde::Serialize;
+
+use super::{
+    config::Config,
+    metrics::{End, Epoch, Event, Start, Step},
+    observer::{Observer, Progress},
+};
+use crate::{
+    Error, Kind, Result,
+    data::Dataset,
+    device::{Device, Images, SgdStep, Tally},
+    model::{
+        Activations, Mlp,
+        checkpoint::{Checkpoint, Position},
+        schedule::LearningRate,
+    },
+    rng,
+    swiglu::Pass,
+};
+
+/// Images of a forward pass when a split is evaluated.
+pub const EVAL_BATCH: usize = 1000;
+
+/// The images of a run, on its device.
+#[derive(Debug)]
+pub struct Splits {
+    /// Trained on.
+    pub train: Images,
+    /// Held out of the training images, when that was asked for.
+    pub valid: Option<Images>,
+    /// The test images.
+    pub test: Images,
+}
+
+impl Splits {
+    /// Holds `valid` of the training images out, and puts everything on the device.
+    ///
+    /// # Errors
+    /// When more is held out than there is.
+    pub fn new(device: &Device, dataset: Dataset, valid: usize, seed: u64) -> Result<Splits> {
+        let Dataset { train, test, .. } = dataset;
+        let (train, held) = match valid {
+            0 => (train, None),
+            count => {
+                let (train, held) = crate::data::hold_out(train, count, seed)?;
+                (train, Some(device.images(held)?))
+            }
+        };
+        Ok(Splits { train: device.images(train)?, valid: held, test: device.images(test)? })
+    }
+}
+
+/// Somewhere that checkpoints go.
+pub type Save<'a> = dyn FnMut(&Checkpoint) -> Result<()> + Send + 'a;
+
+/// What a dry run came to.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DryRun {
+    /// Mean loss of the first batch, before its step.
+    pub loss: f64,
+    /// Time of the step.
+    pub step_ms: f64,
+    /// Time of the forward pass over `infer_images` test images.
+    pub infer_ms: f64,
+    /// Images of the step.
+    pub batch: usize,
+    /// Images of the forward pass.
+    pub infer_images: usize,
+}
+
+/// A run in progress.
+pub struct Trainer {
+    config: Config,
+    model: Mlp,
+    splits: Splits,
+    schedule: LearningRate,
+    position: Position,
+    train_acts: Activations,
+    eval_acts: Activations,
+    /// Epochs done, those before a resume included.
+    epochs: Vec<Epoch>,
+    started: Instant,
+}
+
+impl Trainer {
+    /// A run that begins at `position` with a model that is already there: `epochs` are those done before.
+    ///
+    /// # Errors
+    /// When there is no memory for the buffers.
+    pub fn new(
+        config: Config,
+        model: Mlp,
+        splits: Splits,
+        position: Position,
+        epochs: Vec<Epoch>,
+        started: Instant,
+    ) -> Result<Trainer> {
+        let batch = config.batch_size.min(splits.train.len());
+        let schedule = LearningRate {
+            lr: config.lr,
+            schedule: config.schedule,
+            warmup: config.warmup.into(),
+            steps_per_epoch: splits.train.len().div_ceil(batch) as u64,
+            epochs: config.epochs,
+            drop_every: config.lr_step,
+            gamma: config.lr_gamma,
+        };
+        let train_acts = model.activations(batch, Pass::Training)?;
+        let eval_acts = model.activations(EVAL_BATCH, Pass::Inference)?;
+        Ok(Trainer { config, model, splits, schedule, position, train_acts, eval_acts, epochs, started })
+    }
+
+    /// The network.
+    pub fn model(&self) -> &Mlp {
+        &self.model
+    }
+
+    /// Steps of an epoch.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.schedule.steps_per_epoch
+    }
+
+    /// The event that opens the run.
+    pub fn start_event(&self) -> Event {
+        let device = self.model.device();
+        Event::Start(Box::new(Start {
+            configuration: self.config.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: device.name(),
+            device_name: device.model_name(),
+            threads: device.threads().unwrap_or(0),
+            parameters: self.model.parameters(),
+            train_images: self.splits.train.len(),
+            valid_images: self.splits.valid.as_ref().map_or(0, Images::len),
+            test_images: self.splits.test.len(),
+            steps_per_epoch: self.schedule.steps_per_epoch,
+            resumed_at: (self.position != Position::default()).then_some((self.position.epoch, self.position.step)),
+        }))
+    }
+
+    /// Trains to the end of the last epoch, or until `stop` is set: then the step in hand is finished, a checkpoint
+    /// saved, and the end event says `interrupted`.
+    ///
+    /// # Errors
+    /// When the loss is no longer finite (nothing is saved over the last good checkpoint), a device fails, or an
+    /// observer or `save` does.
+    pub fn run(
+        &mut self,
+        log_interval: u64,
+        save_interval: u64,
+        observer: &mut (dyn Observer + Send),
+        stop: &AtomicBool,
+        save: &mut Save<'_>,
+    ) -> Result<End> {
+        observer.on_event(&self.start_event())?;
+        let device = self.model.device().clone();
+        let mut interrupted = stop.load(Ordering::Relaxed);
+        while self.position.epoch < self.config.epochs && !interrupted {
+            interrupted = device.install(|| self.epoch(log_interval, save_interval, observer, stop, save))?;
+            if interrupted {
+                save(&self.checkpoint()?)?;
+                break;
+            }
+            let epoch = device.install(|| self.finish_epoch())?;
+            observer.on_event(&Event::Epoch(epoch.clone()))?;
+            self.epochs.push(epoch);
+            save(&self.checkpoint()?)?;
+            interrupted = stop.load(Ordering::Relaxed) && self.position.epoch < self.config.epochs;
+        }
+        let end = End::of(&self.epochs, self.started.elapsed().as_secs_f64() * 1e3, interrupted);
+        observer.on_event(&Event::End(end.clone()))?;
+        Ok(end)
+    }
+
+    /// One step of training and one batch of inference, to see that everything fits; the run's folder is not touched.
+    ///
+    /// # Errors
+    /// When the loss is not finite, or the device fails.
+    pub fn dry_run(&mut self) -> Result<DryRun> {
+        let batch = self.config.batch_size.min(self.splits.train.len());
+        let order = rng::permutation(self.config.seed, 1, self.splits.train.len());
+        let device = self.model.device().clone();
+        device.install(|| {
+            let begin = Instant::now();
+            let tally = self.step(&order[..batch], self.schedule.at(0))?;
+            let step_ms = begin.elapsed().as_secs_f64() * 1e3;
+            if !tally.loss_sum.is_finite() {
+                return Err(self.diverged(1, self.schedule.at(0), tally.mean_loss() as f32));
+            }
+            let count = EVAL_BATCH.min(self.splits.test.len()) as u32;
+            let rows: Vec<u32> = (0..count).collect();
+            let begin = Instant::now();
+            device.gather(&self.splits.test, &rows, &mut self.eval_acts.batch)?;
+            self.model.forward(&mut self.eval_acts, Pass::Inference)?;
+            let infer_ms = begin.elapsed().as_secs_f64() * 1e3;
+            Ok(DryRun { loss: tally.mean_loss(), step_ms, infer_ms, batch, infer_images: count as usize })
+        })
+    }
+
+    /// The steps that are left of an epoch. True when it was stopped before its end.
+    fn epoch(
+        &mut self,
+        log_interval: u64,
+        save_interval: u64,
+        observer: &mut (dyn Observer + Send),
+        stop: &AtomicBool,
+        save: &mut Save<'_>,
+    ) -> Result<bool> {
+        let epoch = self.position.epoch + 1;
+        let batch = self.config.batch_size.min(self.splits.train.len());
+        let order = rng::permutation(self.config.seed, epoch, self.splits.train.len());
+        let steps = self.schedule.steps_per_epoch;
+        for rows in order.chunks(batch).skip(self.position.step as usize) {
+            let lr = self.schedule.at(self.position.global_step);
+            let begin = Instant::now();
+            let tally = self.step(rows, lr)?;
+            self.position.train_ms += begin.elapsed().as_secs_f64() * 1e3;
+
+            let loss = (tally.loss_sum / tally.count as f64) as f32;
+            if !loss.is_finite() {
+                return Err(self.diverged(epoch, lr, loss));
+            }
+            let position = &mut self.position;
+            position.step += 1;
+            position.global_step += 1;
+            position.loss_sum += tally.loss_sum;
+            position.images_seen += tally.count;
+            let done = position.step;
+            if done.is_multiple_of(log_interval) || done == steps {
+                observer.on_event(&Event::Step(Step { epoch, step: done, loss, lr }))?;
+            }
+            observer.on_progress(&Progress {
+                epoch,
+                epochs: self.config.epochs,
+                step: done,
+                steps,
+                images: self.position.images_seen,
+                train_ms: self.position.train_ms,
+                loss: Some(loss),
+            });
+            if done < steps && stop.load(Ordering::Relaxed) {
+                return Ok(true);
+            }
+            if save_interval > 0 && done < steps && done.is_multiple_of(save_interval) {
+                save(&self.checkpoint()?)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// One step of training on the images `rows`.
+    fn step(&mut self, rows: &[u32], lr: f32) -> Result<Tally> {
+        let Config { momentum, weight_decay, nesterov, clip_norm, .. } = self.config;
+        let sgd = SgdStep { lr, momentum, weight_decay, nesterov, scale: 1.0 };
+        self.model.device().gather(&self.splits.train, rows, &mut self.train_acts.batch)?;
+        Ok(self.model.step(&mut self.train_acts, &sgd, clip_norm)?.tally)
+    }
+
+    /// Evaluates the network after an epoch, and moves to the beginning of the next.
+    fn finish_epoch(&mut self) -> Result<Epoch> {
+        let Position { epoch, global_step, loss_sum, images_seen, train_ms, .. } = self.position;
+        let valid = match &self.splits.valid {
+            Some(images) => Some(self.model.evaluate(images, EVAL_BATCH, &mut self.eval_acts)?),
+            None => None,
+        };
+        let begin = Instant::now();
+        let test = self.model.evaluate(&self.splits.test, EVAL_BATCH, &mut self.eval_acts)?;
+        let infer_ms = begin.elapsed().as_secs_f64() * 1e3;
+        self.position = Position { epoch: epoch + 1, global_step, ..Position::default() };
+        Ok(Epoch {
+            epoch: epoch + 1,
+            swiglu: self.config.swiglu.clone(),
+            device: self.model.device().name(),
+            precision: self.config.precision.name().into(),
+            train_loss: loss_sum / images_seen as f64,
+            test_loss: test.mean_loss(),
+            test_accuracy: test.accuracy(),
+            train_ms,
+            infer_ms,
+            images_per_s: images_seen as f64 / train_ms * 1e3,
+            valid_loss: valid.map(|tally| tally.mean_loss()),
+            valid_accuracy: valid.map(|tally| tally.accuracy()),
+            lr: Some(self.schedule.at(global_step.saturating_sub(1))),
+        })
+    }
+
+    /// Everything that training needs to go on from here.
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        let config = serde_json::to_value(&self.config)
+            .map_err(|e| Error::new(Kind::Checkpoint, "cannot write the configuration as JSON").because(e))?;
+        let velocities = if self.config.momentum > 0.0 { Some(self.model.velocities()?) } else { None };
+        Ok(Checkpoint { config, position: self.position, weights: self.model.weights()?, velocities })
+    }
+
+    fn diverged(&self, epoch: u32, lr: f32, loss: f32) -> Error {
+        let step = self.position.step + 1;
+        Error::new(
+            Kind::Diverged,
+            format!("training diverged: the loss is {loss} at step {step} of epoch {epoch}, with learning rate {lr}"),
+        )
+        .hint("try a smaller --lr, a longer --warmup, or --clip-norm 1; the last checkpoint, if there is one, is good")
+    }
+}
