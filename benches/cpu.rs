@@ -1,0 +1,91 @@
+//! `cargo bench`: the library GEMM at the shapes of a training step, and the four implementations' forward and backward.
+//!
+//! Times are wall clock on the threads that `RAYON_NUM_THREADS` gives, over random operands. Each implementation is
+//! checked against the f64 reference before it is timed.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mnist_swiglu::{
+    device::{Device, Layout, SgdStep},
+    measure::check::{Case, check_layer, gates_of},
+    rng::{Purpose, normal},
+    swiglu::{self, GateUp, LayerConfig, Pass, Precision, WeightGrad, reference::Dims, reference::Operands},
+};
+
+/// (name, layout, M, N, K): the products of a step at B = 64, D = H = 512, then of a wide layer.
+const PRODUCTS: [(&str, Layout, usize, usize, usize); 6] = [
+    ("stem forward", Layout::Nt, 64, 512, 784),
+    ("layer forward", Layout::Nt, 64, 512, 512),
+    ("layer dx", Layout::Nn, 64, 512, 512),
+    ("layer dW", Layout::Tn, 512, 512, 64),
+    ("stem dW", Layout::Tn, 512, 784, 64),
+    ("wide forward", Layout::Nt, 64, 2048, 2048),
+];
+
+fn gemm(criterion: &mut Criterion) {
+    let device = Device::open("cpu", None).expect("a CPU").0;
+    let mut group = criterion.benchmark_group("gemm");
+    for (name, layout, m, n, k) in PRODUCTS {
+        let (a, b) = match layout {
+            Layout::Nt => ((m, k), (n, k)),
+            Layout::Nn => ((m, k), (k, n)),
+            Layout::Tn => ((k, m), (k, n)),
+        };
+        let random = |(rows, cols), i| device.upload(rows, cols, &normal(1, Purpose::Operand(i), rows * cols, 1.0));
+        let (a, b) = (random(a, 0).expect("a"), random(b, 1).expect("b"));
+        let mut c = device.zeros(m, n).expect("c");
+        // Elements a second are floating-point operations a second.
+        group.throughput(Throughput::Elements((2 * m * n * k) as u64));
+        group.bench_function(BenchmarkId::new(name, format!("{m}x{n}x{k}")), |bencher| {
+            device.install(|| bencher.iter(|| device.gemm(layout, &a, &b, 0.0, black_box(&mut c)).expect("a product")));
+        });
+    }
+}
+
+fn layers(criterion: &mut Criterion) {
+    let device = Device::open("cpu", None).expect("a CPU").0;
+    let small = Case::new(Dims { batch: 127, inputs: 129, hidden: 65 }, 1);
+    for (batch, inputs, hidden) in [(64, 512, 512), (512, 512, 512)] {
+        let operands = Operands::random(Dims { batch, inputs, hidden }, 1);
+        let x = device.upload(batch, inputs, &operands.x).expect("x");
+        let dz = device.upload(batch, hidden, &operands.dz).expect("dz");
+        let (mut z, mut dx) = (device.zeros(batch, hidden).expect("z"), device.zeros(batch, inputs).expect("dx"));
+        for pass in ["forward", "step"] {
+            let mut group = criterion.benchmark_group(format!("swiglu {pass} {batch}x{inputs}x{hidden}"));
+            for entry in swiglu::ALL {
+                for &gates in gates_of(entry) {
+                    let checks = check_layer(entry, &device, Precision::Fp32, gates, &small).expect("results");
+                    assert!(checks.iter().all(|check| check.ok), "{} is wrong: not timed", entry.name);
+                    let config =
+                        LayerConfig { device: device.clone(), inputs, hidden, gates, precision: Precision::Fp32 };
+                    let mut layer = (entry.new)(&config).expect("a layer");
+                    layer.set_weights(&GateUp::unpack(&operands.wf)).expect("weights");
+                    // A learning rate of zero: the work is done, the weights stay.
+                    let step = SgdStep { lr: 0.0, momentum: 0.9, weight_decay: 0.0, nesterov: false, scale: 1.0 };
+                    let dwf = if entry.trains_weight { WeightGrad::Step(&step) } else { WeightGrad::Skip };
+                    let id = BenchmarkId::new(entry.name, format!("{gates:?}").to_lowercase());
+                    group.bench_function(id, |bencher| {
+                        device.install(|| {
+                            bencher.iter(|| {
+                                if pass == "forward" {
+                                    layer.forward(&x, &mut z, Pass::Inference).expect("forward");
+                                } else {
+                                    layer.forward(&x, &mut z, Pass::Training).expect("forward");
+                                    layer.backward(&x, &dz, Some(&mut dx), dwf).expect("backward");
+                                }
+                            });
+                        });
+                    });
+                }
+            }
+        }
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(20).warm_up_time(std::time::Duration::from_millis(300)).measurement_time(std::time::Duration::from_secs(1));
+    targets = gemm, layers
+}
+criterion_main!(benches);

@@ -1,0 +1,187 @@
+//! Every kernel file compiles to machine code, for each architecture and in the kinds of configuration that a device chooses.
+//!
+//! It needs NVRTC and no GPU. Without NVRTC it says so and passes; MNIST_SWIGLU_REQUIRE_NVRTC=1 makes that a failure.
+
+use std::{
+    error::Error,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use mnist_swiglu::{
+    Kind,
+    device::cuda::{
+        cache::Cache,
+        compile::{Arch, Configuration},
+        nvrtc::Nvrtc,
+        sources,
+    },
+};
+
+mod common;
+
+const ARCHS: [u32; 6] = [80, 86, 89, 90, 100, 120];
+
+/// Unaligned builds and the large tile are tried on these alone: with all, the test would take minutes.
+const THOROUGH_ARCHS: [u32; 3] = [80, 90, 120];
+
+type Defines = Vec<(&'static str, u32)>;
+
+/// NVRTC, or None after saying that the test is skipped.
+fn nvrtc() -> Option<&'static Nvrtc> {
+    match Nvrtc::load() {
+        Ok(nvrtc) => Some(nvrtc),
+        Err(error) => {
+            let required = std::env::var_os("MNIST_SWIGLU_REQUIRE_NVRTC").is_some_and(|value| value == "1");
+            assert!(!required, "MNIST_SWIGLU_REQUIRE_NVRTC=1: {error}");
+            eprintln!("skipped: no NVRTC ({error}; hint: {})", error.hint_text().unwrap_or_default());
+            None
+        }
+    }
+}
+
+/// The defines of a tile with two warps by two.
+fn tile(rows: u32, cols: u32, stages: u32, blocks: u32) -> Defines {
+    vec![
+        ("TILE_M", rows),
+        ("TILE_N", cols),
+        ("WARP_ROWS", 2),
+        ("WARP_COLS", 2),
+        ("TILE_STAGES", stages),
+        ("MIN_BLOCKS", blocks),
+    ]
+}
+
+/// The defines of a product kernel with the tile of a small batch (`64x64` in kernels/README.md), or of a large one (`128x128`).
+/// The small one splits K, reads saved gates and updates weights; the large one does none of it.
+fn product(file: &str, precision: u32, small: bool) -> Option<Defines> {
+    let tile = match (small, precision) {
+        (true, 0) => tile(64, 64, 3, 4),
+        (true, _) => tile(64, 64, 4, 3),
+        (false, _) => tile(128, 128, 3, 2),
+    };
+    let splits = if small { 4 } else { 1 };
+    let more = match file {
+        "swiglu_fused_forward.cu" => vec![("K_SPLITS", splits)],
+        "swiglu_fused_backward_dx.cu" => vec![
+            ("K_SPLITS", splits),
+            ("DX_TILE_N", if small { 64 } else { 128 }),
+            ("DX_SPLITS", splits),
+            ("SAVED_GATES", u32::from(small)),
+        ],
+        "swiglu_fused_dwf.cu" => vec![("UPDATE", u32::from(small))],
+        _ => return None,
+    };
+    Some([tile, more].concat())
+}
+
+/// The configurations that a file is tried in.
+fn configurations(file: &'static str, capability: u32) -> Vec<Configuration> {
+    let mut all = Vec::new();
+    let thorough = THOROUGH_ARCHS.contains(&capability);
+    for precision in 0..3 {
+        for aligned in if thorough { &[1, 0][..] } else { &[1] } {
+            let aligned = *aligned;
+            let mut add = |more: Defines| {
+                let defines = [vec![("PRECISION", precision), ("ALIGNED", aligned)], more].concat();
+                all.push(Configuration { file, defines, arch: Arch::sm(capability) });
+            };
+            match product(file, precision, true) {
+                Some(defines) => add(defines),
+                // To a kernel without a product, TF32 is fp32: the same elements, the same code.
+                None if precision == 1 => {}
+                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 4)]),
+                None => add(Vec::new()),
+            }
+            let large = aligned == 1 && thorough;
+            if let Some(defines) = product(file, precision, false).filter(|_| large) {
+                add(defines);
+            }
+        }
+    }
+    all
+}
+
+/// Whether registers must be enough: for aligned builds of the tile of small batches, and of every forward.
+fn must_not_spill(configuration: &Configuration) -> bool {
+    let has = |define| configuration.defines.contains(&define);
+    let product = configuration.file.starts_with("swiglu_fused");
+    product && has(("ALIGNED", 1)) && (has(("TILE_M", 64)) || configuration.file == "swiglu_fused_forward.cu")
+}
+
+#[test]
+fn every_kernel_compiles_for_every_architecture_and_the_main_ones_spill_no_register() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let known: Vec<u32> = ARCHS.into_iter().filter(|arch| nvrtc.archs().contains(arch)).collect();
+    assert!(known.len() >= 4, "NVRTC {:?} knows only {:?}", nvrtc.version(), nvrtc.archs());
+    let work: Vec<Configuration> =
+        known.iter().flat_map(|&arch| sources::kernels().flat_map(move |file| configurations(file, arch))).collect();
+    let (next, watched) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failures = Mutex::new(Vec::new());
+    let fail = |text: String| failures.lock().expect("no thread panics while it holds this").push(text);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+            scope.spawn(|| {
+                while let Some(configuration) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match configuration.compile(nvrtc) {
+                        Ok(compiled) if !compiled.cubin.starts_with(b"\x7fELF") => {
+                            fail(format!("{configuration}: not an ELF file"));
+                        }
+                        Ok(compiled) if must_not_spill(configuration) => {
+                            watched.fetch_add(1, Ordering::Relaxed);
+                            if compiled.spilled_bytes() != Some(0) {
+                                fail(format!("{configuration} spills:\n{}", compiled.log));
+                            }
+                        }
+                        Ok(_) => {}
+                        Err(error) => {
+                            let log = error.source().map(ToString::to_string).unwrap_or_default();
+                            fail(format!("{error}\n{log}"));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no thread panicked");
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), work.len(), failures.join("\n"));
+    // Each of three files, three precisions; and the large forward.
+    let large = known.iter().filter(|arch| THOROUGH_ARCHS.contains(arch)).count();
+    assert_eq!(watched.into_inner(), 9 * known.len() + 3 * large);
+}
+
+#[test]
+fn a_source_that_is_refused_gives_the_compilers_log() {
+    let Some(nvrtc) = nvrtc() else { return };
+    // The fp32 engine does not slice K: an #error in product.cuh.
+    let defines = vec![("PRECISION", 0), ("WARP_SLICES", 2)];
+    let configuration = Configuration { file: "swiglu_fused_forward.cu", defines, arch: Arch::sm(90) };
+    let error = configuration.compile(nvrtc).expect_err("it is refused");
+    assert_eq!(error.kind(), Kind::Device);
+    assert!(error.to_string().contains("swiglu_fused_forward.cu for sm_90 PRECISION=0 WARP_SLICES=2"), "{error}");
+    let log = error.source().expect("a log").to_string();
+    assert!(log.contains("product.cuh") && log.contains("the fp32 engine does not slice K"), "{log}");
+}
+
+#[test]
+fn an_architecture_that_nvrtc_does_not_know_is_refused_by_name() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let configuration = Configuration { file: "sgd.cu", defines: Vec::new(), arch: Arch::sm(20) };
+    let error = configuration.compile(nvrtc).expect_err("it is refused");
+    assert!(error.to_string().contains("sgd.cu for sm_20") && error.to_string().contains("90"), "{error}");
+    assert!(error.hint_text().is_some());
+}
+
+#[test]
+fn a_second_start_reads_what_the_first_compiled() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let folder = common::Folder::new("kernels");
+    let configuration = Configuration { file: "sgd.cu", defines: vec![("PRECISION", 2)], arch: Arch::sm(80) };
+    let first = Cache::at(&folder.0).cubin(nvrtc, &configuration).expect("compiled");
+    let cache = Cache::at(&folder.0);
+    assert_eq!(cache.size().expect("listed").entries, 1);
+    assert_eq!(cache.cubin(nvrtc, &configuration).expect("read"), first);
+    assert!(first.starts_with(b"\x7fELF"));
+}
