@@ -62,7 +62,14 @@ fn layers(criterion: &mut Criterion) {
                     let mut layer = (entry.new)(&config).expect("a layer");
                     layer.set_weights(&GateUp::unpack(&operands.wf)).expect("weights");
                     // A learning rate of zero: the work is done, the weights stay.
-                    let step = SgdStep { lr: 0.0, momentum: 0.9, weight_decay: 0.0, nesterov: false, scale: 1.0 };
+                    let step = SgdStep {
+                        lr: 0.0,
+                        momentum: 0.9,
+                        weight_decay: 0.0,
+                        nesterov: false,
+                        scale: 1.0,
+                        device_scale: false,
+                    };
                     let dwf = if entry.trains_weight { WeightGrad::Step(&step) } else { WeightGrad::Skip };
                     let id = BenchmarkId::new(entry.name, format!("{gates:?}").to_lowercase());
                     group.bench_function(id, |bencher| {

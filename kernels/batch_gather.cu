@@ -40,4 +40,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // One block of one thread.
-extern "C" __global__ void advance(u32 *step) { *step += 1; }
+// Ends a step: the counter moves on and the next step's learning rate is put where its kernels read it. `rates` and `rate` may be null
+// together (a pass that learns nothing); `rates` holds one more than there are steps.
+extern "C" __global__ void advance(u32 *step, const float *rates, float *rate) {
+    const u32 next = *step + 1;
+    *step = next;
+    if (rate) *rate = rates[next];
+}

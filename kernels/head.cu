@@ -12,7 +12,7 @@
 // Loses     with many classes (write a product then).
 //
 // head_forward, head_loss: ceil(B / HEAD_ROWS) blocks of 256 threads; HEAD_ROWS rows share each read of w. `losses` (B floats) is
-// scratch; `counter` is one u32, zero before and after: the last block adds up the losses in order, so the sum does not depend on timing.
+// scratch; `dlogits` may be null (an evaluation); `counter` is one u32, zero before and after: the last block adds up the losses in order, so the sum does not depend on timing.
 // loss_log[*step] gets the mean and correct_log[*step] the number of rows that are right (step null: index 0).
 // head_backward: ceil(H / 16) blocks of 1024 threads: 16 columns by 64 groups of rows. A block alone reads and writes its columns of w, so
 // the update can be in place. The first block also does the bias. `dz` may be null (not wanted). Every pointer T or fp32 as declared.
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int c = 0; c < CLASSES; c++) {
             if (c == label) at_label = logits[threadIdx.x][c];
-            dlogits[(u64)row * CLASSES + c] = (e[c] / total - (c == label ? 1.f : 0.f)) / batch;
+            if (dlogits) dlogits[(u64)row * CLASSES + c] = (e[c] / total - (c == label ? 1.f : 0.f)) / batch;
         }
         // A row's loss is at least 0, so its sign bit is free to say that the guess was right.
         const float loss = fmaxf(logf(total) + top - at_label, 0.f);
@@ -179,7 +179,9 @@ extern "C" __global__ void __launch_bounds__(1024)
     head_gradients(z, w, dlogits, dz, batch, hidden, [&](u64 at, float gradient, bool is_bias) {
         float *p = (is_bias ? bias : w) + at, *v = (is_bias ? bias_velocity : w_velocity) + at;
         float weight = *p, speed = *v;
-        sgd_step(sgd, gradient, weight, speed);
+        Sgd own = sgd;
+        if (is_bias) own.weight_decay = 0.f; // weights decay, biases do not
+        sgd_step(own, gradient, weight, speed);
         *p = weight, *v = speed;
     });
 }

@@ -1,6 +1,6 @@
 // Small passes over whole arrays. All arrays start on 16 bytes.
 //   sum_squares   partials[block] = sum of x[i]^2 over the block's share        fp32, in an order that only depends on count and the grid
-//   clip_scale    norm = sqrt(sum of partials), scale = min(1, max_norm / norm)  gradient clipping without a trip to the host
+//   clip_scale    norm = sqrt(sum of partials), scale = min(1, max_norm / (norm + 1e-6))  gradient clipping without a trip to the host
 //   to_bf16       out[i] = bf16(x[i]), rounded to nearest
 //   count_correct correct += rows whose largest logit is at the label            integers: order does not matter
 //
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) clip_scale(const float *pa
     const float length = sqrtf(block_sum<THREADS>(sum, scratch));
     if (threadIdx.x == 0) {
         if (norm) *norm = length;
-        if (scale) *scale = length > max_norm ? max_norm / length : 1.f;
+        if (scale) *scale = fminf(max_norm / (length + 1e-6f), 1.f); // as PyTorch's clip_grad_norm_
     }
 }
 

@@ -60,7 +60,9 @@ pub struct DataArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// auto, or cpu
+    /// auto, cpu, cuda, or cuda:N
+    ///
+    /// auto takes the first NVIDIA GPU that can be used, else the CPU, and says which and why; cuda never falls back.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// CPU threads; the default is RAYON_NUM_THREADS, or every core
@@ -97,7 +99,7 @@ pub struct TrainArgs {
     /// Whether the fused forward keeps g and u for the backward
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     pub gates: Gates,
-    /// Precision of the products
+    /// Precision of the products; tf32 and bf16 need an NVIDIA GPU
     #[arg(long, value_enum, default_value_t, value_name = "NAME")]
     pub precision: Precision,
 
@@ -194,6 +196,9 @@ pub struct EvalArgs {
     /// Run the layer with this implementation; the default is the one that trained it
     #[arg(long, value_parser = swiglu_choices(), value_name = "NAME")]
     pub swiglu: Option<String>,
+    /// Precision of the products; the default is the one that it was trained in, or fp32 where the device lacks that
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub precision: Option<Precision>,
     /// Images a forward pass
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub batch_size: u32,
@@ -220,6 +225,9 @@ pub struct PredictArgs {
     /// Pictures of one digit each: PNG, JPEG or PGM, any size, dark on light or light on dark
     #[arg(value_name = "PICTURE", required_unless_present = "index")]
     pub pictures: Vec<PathBuf>,
+    /// Precision of the products; the default is the one that it was trained in, or fp32 where the device lacks that
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub precision: Option<Precision>,
     /// Take test image N of the data set instead (may be given several times)
     #[arg(long, value_name = "N", action = ArgAction::Append)]
     pub index: Vec<u32>,
@@ -308,6 +316,9 @@ pub struct SelftestArgs {
     /// Check this implementation alone (may be given several times)
     #[arg(long, value_parser = swiglu_choices(), value_name = "NAME", action = ArgAction::Append)]
     pub swiglu: Vec<String>,
+    /// Check this precision alone (may be given several times); the default is all that the device has
+    #[arg(long, value_enum, value_name = "NAME", action = ArgAction::Append)]
+    pub precision: Vec<Precision>,
     /// Check the shape batch,inputs,hidden alone (may be given several times), such as 127,129,65
     #[arg(long, value_name = "B,D,H", action = ArgAction::Append)]
     pub shape: Vec<String>,

@@ -1,12 +1,14 @@
 //! The tensor: a shape, and storage on a device. Always two-dimensional and row-major; a vector is one row.
 
-use crate::{Error, Result};
+use crate::{Error, Result, device::cuda::Buffer};
 
 /// Numbers of a tensor, where they live.
 #[derive(Debug)]
 pub enum Storage {
     /// In main memory.
     Cpu(AlignedVec),
+    /// On an NVIDIA GPU.
+    Cuda(Buffer),
 }
 
 /// A row-major matrix of f32 on a device.
@@ -24,6 +26,10 @@ pub struct Tensor {
 impl Tensor {
     pub(crate) fn from_storage(rows: usize, cols: usize, storage: Storage) -> Self {
         Tensor { rows, cols, capacity: rows, storage }
+    }
+
+    pub(crate) fn on_cuda(rows: usize, cols: usize, buffer: Buffer) -> Self {
+        Tensor::from_storage(rows, cols, Storage::Cuda(buffer))
     }
 
     /// Rows shown.
@@ -71,6 +77,7 @@ impl Tensor {
     pub fn cpu(&self) -> Result<&[f32]> {
         match &self.storage {
             Storage::Cpu(values) => Ok(&values.as_slice()[..self.rows * self.cols]),
+            Storage::Cuda(_) => Err(elsewhere("a GPU", "main memory")),
         }
     }
 
@@ -81,6 +88,18 @@ impl Tensor {
     pub fn cpu_mut(&mut self) -> Result<&mut [f32]> {
         match &mut self.storage {
             Storage::Cpu(values) => Ok(&mut values.as_mut_slice()[..self.rows * self.cols]),
+            Storage::Cuda(_) => Err(elsewhere("a GPU", "main memory")),
+        }
+    }
+
+    /// The elements on the GPU; kernels write through it as well, in the order of the stream.
+    ///
+    /// # Errors
+    /// When the tensor lives on another device.
+    pub fn cuda(&self) -> Result<&Buffer> {
+        match &self.storage {
+            Storage::Cuda(buffer) => Ok(buffer),
+            Storage::Cpu(_) => Err(elsewhere("main memory", "a GPU")),
         }
     }
 
@@ -96,6 +115,10 @@ impl Tensor {
     }
 }
 
+fn elsewhere(is: &str, wanted: &str) -> Error {
+    Error::shape(format!("the tensor lives in {is}, and the operation reads it in {wanted}"))
+}
+
 /// A weight or bias with what training keeps beside it.
 #[derive(Debug)]
 pub struct Param {
@@ -105,6 +128,8 @@ pub struct Param {
     pub velocity: Option<Tensor>,
     /// Gradient, of the same shape; absent where none is kept (frozen, or applied in the kernel that makes it).
     pub grad: Option<Tensor>,
+    /// What products read where they do not read `value` itself: the weight in bf16. Whoever changes `value` changes it too.
+    pub copy: Option<Tensor>,
     /// Weight decay applies (not to biases).
     pub decays: bool,
 }
@@ -112,7 +137,12 @@ pub struct Param {
 impl Param {
     /// A parameter without gradient and velocity.
     pub fn new(value: Tensor, decays: bool) -> Self {
-        Param { value, velocity: None, grad: None, decays }
+        Param { value, velocity: None, grad: None, copy: None, decays }
+    }
+
+    /// What products read.
+    pub fn operand(&self) -> &Tensor {
+        self.copy.as_ref().unwrap_or(&self.value)
     }
 }
 

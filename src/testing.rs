@@ -89,6 +89,9 @@ pub fn start() -> Start {
         valid_images: 0,
         test_images: 10_000,
         steps_per_epoch: 938,
+        compile_ms: None,
+        capture_ms: None,
+        launches: None,
         resumed_at: None,
     }
 }

@@ -10,8 +10,11 @@ use crate::{
     Error, Kind, Result,
     cli::EvalArgs,
     data::{self, CLASSES},
-    device::Device,
-    model::evaluate::Confusion,
+    device::{Device, Tally},
+    model::{
+        evaluate::Confusion,
+        recorded::{self, Evaluation},
+    },
     swiglu::Pass,
 };
 
@@ -39,7 +42,8 @@ struct Report {
 /// When the checkpoint, the data or the device cannot be used.
 pub fn run(args: EvalArgs) -> Result<()> {
     let (device, _) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
-    let load::Loaded { mut model, config, path } = load::network(&args.checkpoint, args.swiglu.as_deref(), &device)?;
+    let load::Loaded { mut model, precision, path, .. } =
+        load::network(&args.checkpoint, args.swiglu.as_deref(), args.precision, &device)?;
     let dataset = data::load(&args.data)?;
     let labels = dataset.test.labels.clone();
     let images = device.images(dataset.test)?;
@@ -48,13 +52,28 @@ pub fn run(args: EvalArgs) -> Result<()> {
 
     let (tally, confusion, infer_ms) = device.install(|| {
         let confusion = model.confusion(&images, &labels, &mut acts, batch)?;
+        // One pass that is not counted, then those that are.
         let mut times = Vec::new();
-        let mut tally = model.evaluate(&images, batch, &mut acts)?;
-        for _ in 0..args.repeat {
-            let begin = Instant::now();
-            tally = model.evaluate(&images, batch, &mut acts)?;
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
+        let mut tally = Tally::default();
+        match model.device().clone() {
+            Device::Cpu(_) => {
+                for _ in 0..=args.repeat {
+                    let begin = Instant::now();
+                    tally = model.evaluate(&images, batch, &mut acts)?;
+                    times.push(begin.elapsed().as_secs_f64() * 1e3);
+                }
+            }
+            Device::Cuda(cuda) => {
+                cuda.prepare(|| recorded::evaluate(&cuda, &mut model, &images, &mut acts, batch))?;
+                let pass = Evaluation::new(&cuda, &mut model, &images, &mut acts, batch)?;
+                for _ in 0..=args.repeat {
+                    let (pass, ms) = pass.run()?;
+                    tally = pass;
+                    times.push(ms);
+                }
+            }
         }
+        times.remove(0);
         times.sort_by(f64::total_cmp);
         Ok::<_, Error>((tally, confusion, times[times.len() / 2]))
     })?;
@@ -63,7 +82,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         checkpoint: path.display().to_string(),
         swiglu: model.entry().name,
         device: device.name(),
-        precision: config.map_or("fp32", |config| config.precision.name()),
+        precision: precision.name(),
         dataset: dataset.name,
         images: images.len(),
         batch_size: batch,
@@ -85,7 +104,10 @@ fn text(report: &Report, repeat: u32) -> String {
     let Report { test_accuracy, test_loss, images, infer_ms, images_per_s, batch_size, .. } = report;
     let wrong = (*images as f64 * (1.0 - test_accuracy)).round();
     let mut lines = vec![
-        format!("{} on {} ({}, {})", report.checkpoint, report.dataset, report.swiglu, report.device),
+        format!(
+            "{} on {} ({}, {}, {})",
+            report.checkpoint, report.dataset, report.swiglu, report.device, report.precision
+        ),
         format!("accuracy   {:.2} %  ({wrong} of {images} wrong)", test_accuracy * 100.0),
         format!("loss       {test_loss:.4}"),
         format!(
@@ -128,7 +150,7 @@ mod tests {
         };
         let text = text(&report, 3);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "run/checkpoint.safetensors on mnist (fused-frozen, cpu)");
+        assert_eq!(lines[0], "run/checkpoint.safetensors on mnist (fused-frozen, cpu, fp32)");
         assert_eq!(lines[1], "accuracy   90.00 %  (1 of 10 wrong)");
         assert_eq!(lines[3], "inference  2.0 ms for 10 images, 5 at a time (5000 images/s, median of 3)");
         assert_eq!(lines[10], "   3      ·     ·     ·     9     ·     1     ·     ·     ·     ·");

@@ -31,7 +31,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
         Some(path) => path.clone(),
         None => run_dir::newest(std::path::Path::new(run_dir::RUNS))?,
     };
-    let mut model = load::network(&path, None, &device)?.model;
+    let mut model = load::network(&path, None, args.precision, &device)?.model;
 
     let mut failure: Option<Error> = None;
     let mut images = test_images(&args)?;

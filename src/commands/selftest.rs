@@ -29,14 +29,22 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         out::print_line(&header())?;
     }
     let (mut total, mut failed) = (0, 0);
+    let precisions: Vec<Precision> = match args.precision.as_slice() {
+        [] => Precision::of_device(&device).to_vec(),
+        asked => asked.to_vec(),
+    };
+    precisions.iter().try_for_each(|precision| precision.check(&device))?;
     for dims in shapes {
-        let case = Case::new(dims, args.seed);
-        for &entry in &entries {
-            for &gates in gates_of(entry) {
-                let checks = device.install(|| check_layer(entry, &device, Precision::Fp32, gates, &case))?;
-                total += checks.len();
-                failed += checks.iter().filter(|check| !check.ok).count();
-                print(&checks, args.json)?;
+        for &precision in &precisions {
+            let case = Case::in_precision(dims, args.seed, precision);
+            prepare(&device, precision, &entries, &case)?;
+            for &entry in &entries {
+                for &gates in gates_of(entry) {
+                    let checks = device.install(|| check_layer(entry, &device, precision, gates, &case))?;
+                    total += checks.len();
+                    failed += checks.iter().filter(|check| !check.ok).count();
+                    print(&checks, args.json)?;
+                }
             }
         }
     }
@@ -48,6 +56,20 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         out::print_line(&format!("all {total} checks passed"))?;
     }
     Ok(())
+}
+
+/// Compiles the kernels of a case on all cores, rather than one after the other at their first launch.
+fn prepare(device: &Device, precision: Precision, entries: &[&Entry], case: &Case) -> Result<()> {
+    let Device::Cuda(cuda) = device else { return Ok(()) };
+    cuda.prepare(|| {
+        for &entry in entries {
+            for &gates in gates_of(entry) {
+                // Nothing runs, so every result is wrong, and none is looked at.
+                check_layer(entry, device, precision, gates, case)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 fn parse_shape(text: &str) -> Result<Dims> {

@@ -30,7 +30,7 @@ use crate::{
         metrics::{Epoch, Event},
         observer::Observer,
         run_dir::RunDir,
-        trainer::{Splits, Trainer},
+        trainer::{Ready, Splits, Trainer},
     },
 };
 
@@ -79,6 +79,7 @@ fn begin(
         let outcome = trainer.dry_run()?;
         return output.dry_run(&trainer.start_event(), &outcome);
     }
+    prepare(device, &mut trainer, output)?;
     let run = RunDir::create(args.out.clone(), &config.swiglu, &config.device)?;
     run.write_config(&config)?;
     let metrics = run.new_metrics()?;
@@ -114,7 +115,17 @@ fn resume(
             "nothing is left to train; start a new run, or give more --epochs to one with --schedule constant or step",
         ));
     }
-    config.precision.check(device)?;
+    if config.precision.check(device).is_err() {
+        return Err(Error::usage(format!(
+            "{} was trained in {}, which {} does not compute",
+            dir.display(),
+            config.precision.name(),
+            device.name()
+        ))
+        .hint(
+            "go on with --device cuda on a machine with an NVIDIA GPU; eval and predict run its network here in fp32",
+        ));
+    }
     let NetworkConfig { width, hidden, depth } = config.network;
     names::check(&weights, &names::expected(width, hidden, depth), &path)?;
     let mut model = Mlp::zeros(network(&config, device)?)?;
@@ -134,8 +145,32 @@ fn resume(
     }
     output.on_message(&format!("resuming {} after epoch {}, step {}", dir.display(), position.epoch, position.step));
     let epochs = epochs_of(metrics.events());
-    let trainer = Trainer::new(config, model, splits, position, epochs, started)?;
+    let mut trainer = Trainer::new(config, model, splits, position, epochs, started)?;
+    prepare(device, &mut trainer, output)?;
     finish(args, run, metrics, trainer, output, stop)
+}
+
+/// On a GPU, what comes before the first epoch and is no part of it: compiled kernels and the captured step.
+fn prepare(
+    device: &Device,
+    trainer: &mut Trainer,
+    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
+) -> Result<()> {
+    let Some(ready) = trainer.prepare()? else { return Ok(()) };
+    let Ready { compile, capture_ms, launches } = ready;
+    output.on_message(&format!(
+        "{} kernels ready in {:.0} ms ({} compiled, {} from the cache); a step of {launches} launches captured in {capture_ms:.0} ms",
+        compile.modules,
+        compile.ms,
+        compile.compiled,
+        compile.modules - compile.compiled
+    ));
+    if let Device::Cuda(cuda) = device
+        && let Some(warning) = cuda.take_warning()
+    {
+        output.on_message(&format!("warning: {warning}"));
+    }
+    Ok(())
 }
 
 /// The run itself, and what it leaves behind.

@@ -32,7 +32,8 @@ const fn dims(batch: usize, inputs: usize, hidden: usize) -> Dims {
 }
 
 /// The step of SGD that checks use: every term counts.
-const STEP: SgdStep = SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 0.01, nesterov: true, scale: 0.5 };
+const STEP: SgdStep =
+    SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 0.01, nesterov: true, scale: 0.5, device_scale: false };
 
 /// One comparison with the reference.
 #[derive(Clone, Debug, Serialize)]
@@ -75,7 +76,16 @@ pub struct Case {
 impl Case {
     /// Random operands, and the reference's results.
     pub fn new(dims: Dims, seed: u64) -> Case {
-        let operands = Operands::random(dims, seed);
+        Case::in_precision(dims, seed, Precision::Fp32)
+    }
+
+    /// Random operands as this precision keeps them, and the reference's results for just these numbers: an error is then
+    /// one of the arithmetic, not of the rounding of what it was given.
+    pub fn in_precision(dims: Dims, seed: u64, precision: Precision) -> Case {
+        let mut operands = Operands::random(dims, seed);
+        for values in [&mut operands.x, &mut operands.wf, &mut operands.dz] {
+            values.iter_mut().for_each(|value| *value = precision.round_operand(*value));
+        }
         let want = reference::swiglu(dims, &operands);
         Case { dims, operands, want }
     }
@@ -103,13 +113,14 @@ pub fn check_layer(
     case: &Case,
 ) -> Result<Vec<Check>> {
     let Dims { batch, inputs, hidden } = case.dims;
+    let device = &device.with_precision(precision);
     let config = LayerConfig { device: device.clone(), inputs, hidden, gates, precision };
     let mut layer = (entry.new)(&config)?;
     let weights = GateUp::unpack(&case.operands.wf);
     layer.set_weights(&weights)?;
 
-    let x = device.upload(batch, inputs, &case.operands.x)?;
-    let dz = device.upload(batch, hidden, &case.operands.dz)?;
+    let x = device.upload_activations(batch, inputs, &case.operands.x)?;
+    let dz = device.upload_activations(batch, hidden, &case.operands.dz)?;
     let (mut z, mut dx) = (poisoned(device, batch, hidden)?, poisoned(device, batch, inputs)?);
     let mut checks = Vec::new();
     let mut note = |pass, rel_err: f64, bound| {
@@ -189,5 +200,5 @@ fn relative_rounding(weights: &[f32], change: &[f64]) -> f64 {
 }
 
 fn poisoned(device: &Device, rows: usize, cols: usize) -> Result<Tensor> {
-    device.upload(rows, cols, &vec![f32::NAN; rows * cols])
+    device.upload_activations(rows, cols, &vec![f32::NAN; rows * cols])
 }

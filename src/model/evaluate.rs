@@ -4,7 +4,7 @@ use super::{Activations, Mlp};
 use crate::{
     Result,
     data::CLASSES,
-    device::{Images, cpu::ops::argmax},
+    device::{Images, Rows, cpu::ops::argmax},
     swiglu::Pass,
 };
 
@@ -25,7 +25,7 @@ impl Mlp {
         let mut all = Vec::with_capacity(images.len());
         let rows: Vec<u32> = (0..images.len() as u32).collect();
         for rows in rows.chunks(batch) {
-            self.device.gather(images, rows, &mut acts.batch)?;
+            self.device.gather(images, Rows::Listed(rows), &mut acts.batch)?;
             self.forward(acts, Pass::Inference)?;
             let logits = self.device.download(acts.logits())?;
             all.extend(logits.chunks_exact(CLASSES).map(softmax));

@@ -6,12 +6,13 @@
 pub mod checkpoint;
 pub mod evaluate;
 pub mod init;
+pub mod recorded;
 pub mod schedule;
 
 use crate::{
     Error, Result,
     data::{CLASSES, PIXELS},
-    device::{Batch, Device, Images, SgdStep, Tally},
+    device::{Batch, Device, Images, Rows, SgdStep, Tally},
     swiglu::{Entry, GateUp, LayerConfig, Pass, SwiGlu, WeightGrad},
     tensor::{Param, Tensor},
 };
@@ -46,30 +47,12 @@ struct Linear {
 
 impl Linear {
     fn new(device: &Device, inputs: usize, outputs: usize) -> Result<Self> {
-        Ok(Linear {
-            weight: Param::new(device.zeros(outputs, inputs)?, true),
-            bias: Param::new(device.zeros(1, outputs)?, false),
-        })
-    }
-
-    fn forward(&self, device: &Device, x: &Tensor, y: &mut Tensor) -> Result<()> {
-        device.linear(x, &self.weight.value, &self.bias.value, y)
-    }
-
-    /// Gradients of the weight and the bias, into their buffers.
-    fn backward(&mut self, device: &Device, dy: &Tensor, x: &Tensor) -> Result<()> {
-        let (dw, db) = (grad(device, &mut self.weight)?, grad(device, &mut self.bias)?);
-        device.linear_dw(dy, x, dw, db)
+        Ok(Linear { weight: device.param(outputs, inputs, true)?, bias: device.param(1, outputs, false)? })
     }
 
     fn params(&mut self) -> [&mut Param; 2] {
         [&mut self.weight, &mut self.bias]
     }
-}
-
-fn grad<'a>(device: &Device, param: &'a mut Param) -> Result<&'a mut Tensor> {
-    let shape = param.value.shape();
-    device.velocity(&mut param.grad, shape)
 }
 
 /// The buffers of a forward pass, and of its backward.
@@ -124,6 +107,7 @@ impl Mlp {
     pub fn zeros(config: MlpConfig) -> Result<Mlp> {
         let LayerConfig { device, inputs, hidden, precision, .. } = config.layer.clone();
         precision.check(&device)?;
+        let device = device.with_precision(precision);
         let layers = (0..config.depth)
             .map(|i| {
                 let inputs = if i == 0 { inputs } else { hidden };
@@ -157,7 +141,7 @@ impl Mlp {
         let LayerConfig { inputs, hidden, .. } = self.config.layer;
         let outputs = || {
             let widths = std::iter::once(inputs).chain(std::iter::repeat_n(hidden, self.config.depth));
-            widths.map(|width| self.device.zeros(batch, width)).collect::<Result<Vec<_>>>()
+            widths.map(|width| self.device.activations(batch, width)).collect::<Result<Vec<_>>>()
         };
         let grads = match pass {
             Pass::Inference => None,
@@ -176,14 +160,21 @@ impl Mlp {
     /// # Errors
     /// When the device fails.
     pub fn forward(&mut self, acts: &mut Activations, pass: Pass) -> Result<()> {
-        let device = &self.device;
+        self.trunk(acts, pass)?;
+        let z = &acts.hidden[self.layers.len()];
+        self.device.head(z, &self.head.weight, &self.head.bias, &mut acts.logits) // (B, H) @ (H, 10) -> (B, 10)
+    }
+
+    /// From the images in the batch to what the head reads.
+    fn trunk(&mut self, acts: &mut Activations, pass: Pass) -> Result<()> {
         acts.set_rows(acts.batch.x.rows())?;
-        self.stem.forward(device, &acts.batch.x, &mut acts.hidden[0])?; // (B, 784) @ (784, D) -> (B, D)
+        let Linear { weight, bias } = &self.stem;
+        self.device.linear(&acts.batch.x, weight, bias, &mut acts.hidden[0])?; // (B, 784) @ (784, D) -> (B, D)
         for (i, layer) in self.layers.iter_mut().enumerate() {
             let (before, after) = acts.hidden.split_at_mut(i + 1);
             layer.forward(&before[i], &mut after[0], pass)?; // (B, D) -> (B, H)
         }
-        self.head.forward(device, &acts.hidden[self.layers.len()], &mut acts.logits) // (B, H) @ (H, 10) -> (B, 10)
+        Ok(())
     }
 
     /// One step of training on the images in the batch: forward, backward, SGD.
@@ -195,53 +186,52 @@ impl Mlp {
     /// When the device fails.
     pub fn step(&mut self, acts: &mut Activations, sgd: &SgdStep, clip_norm: Option<f32>) -> Result<StepOutcome> {
         let mut outcome = StepOutcome::default();
-        self.forward(acts, Pass::Training)?;
+        self.trunk(acts, Pass::Training)?;
         let Some((dhidden, dlogits)) = &mut acts.grads else {
             return Err(Error::shape("step: these activations are for inference"));
         };
-        let (device, hidden) = (&self.device, &acts.hidden);
-        device.softmax_cross_entropy(&acts.logits, &acts.batch.labels, Some(dlogits), &mut outcome.tally)?;
+        let (device, hidden, depth) = (&self.device, &acts.hidden, self.layers.len());
+        let Linear { weight, bias } = &mut self.head;
+        device.head_loss(
+            &hidden[depth],
+            (weight, bias),
+            &acts.batch,
+            &mut acts.logits,
+            Some(dlogits),
+            &mut outcome.tally,
+        )?;
 
-        let depth = self.layers.len();
-        device.linear_dx(dlogits, &self.head.weight.value, &mut dhidden[depth])?; // (B, 10) @ (10, H) -> (B, H)
-        self.head.backward(device, dlogits, &hidden[depth])?; // (10, B) @ (B, H) -> (10, H)
+        let at_once = if clip_norm.is_none() { Some(sgd) } else { None };
+        // (B, 10) @ (10, H) -> (B, H); (10, B) @ (B, H) -> (10, H)
+        device.head_backward(&hidden[depth], (weight, bias), dlogits, &mut dhidden[depth], at_once)?;
         for (i, layer) in self.layers.iter_mut().enumerate().rev() {
-            let dwf = match clip_norm {
+            let dwf = match at_once {
                 _ if !layer.entry().trains_weight => WeightGrad::Skip,
-                Some(_) => WeightGrad::Buffer,
-                None => WeightGrad::Step(sgd),
+                None => WeightGrad::Buffer,
+                Some(sgd) => WeightGrad::Step(sgd),
             };
             let (dx, dz) = dhidden.split_at_mut(i + 1);
             layer.backward(&hidden[i], &dz[0], Some(&mut dx[i]), dwf)?; // (B, H) -> (B, D), (2H, D)
         }
-        self.stem.backward(device, &dhidden[0], &acts.batch.x)?; // (D, B) @ (B, 784) -> (D, 784)
+        let Linear { weight, bias } = &mut self.stem;
+        device.linear_backward(&dhidden[0], &acts.batch.x, (weight, bias), at_once)?; // (D, B) @ (B, 784) -> (D, 784)
 
-        let mut sgd = *sgd;
         if let Some(bound) = clip_norm {
-            let norm = self.grad_norm()?;
-            sgd.scale = (f64::from(bound) / (norm + 1e-6)).min(1.0) as f32;
-            outcome.grad_norm = Some(norm);
-        }
-        let device = self.device.clone();
-        self.stem.params().into_iter().chain(self.head.params()).try_for_each(|param| device.sgd(&sgd, param))?;
-        if clip_norm.is_some() {
-            for layer in &mut self.layers {
-                layer.params().into_iter().try_for_each(|param| device.sgd(&sgd, param))?;
-            }
+            outcome.grad_norm = self.clipped_step(*sgd, bound)?;
         }
         Ok(outcome)
     }
 
-    /// The norm of all gradients together.
-    fn grad_norm(&mut self) -> Result<f64> {
-        let mut sum = 0.0;
-        let layers = self.layers.iter_mut().flat_map(|layer| layer.params());
-        for param in self.stem.params().into_iter().chain(layers).chain(self.head.params()) {
-            if let Some(grad) = &param.grad {
-                sum += self.device.sum_of_squares(grad)?;
-            }
-        }
-        Ok(sum.sqrt())
+    /// The step on every parameter that has a gradient, after clipping the norm of all gradients together.
+    fn clipped_step(&mut self, mut sgd: SgdStep, bound: f32) -> Result<Option<f64>> {
+        let device = self.device.clone();
+        let mut params: Vec<&mut Param> = self.stem.params().into_iter().collect();
+        params.extend(self.layers.iter_mut().flat_map(|layer| layer.params()));
+        params.extend(self.head.params());
+        let grads: Vec<&Tensor> = params.iter().filter_map(|param| param.grad.as_ref()).collect();
+        let norm = device.clip(&grads, bound, &mut sgd)?;
+        params.into_iter().try_for_each(|param| device.sgd(&sgd, param))?;
+        Ok(norm)
     }
 
     /// Loss and hits over all `images`, in batches as large as the buffers.
@@ -252,11 +242,27 @@ impl Mlp {
         let mut tally = Tally::default();
         let rows: Vec<u32> = (0..images.len() as u32).collect();
         for rows in rows.chunks(batch_size) {
-            self.device.gather(images, rows, &mut acts.batch)?;
-            self.forward(acts, Pass::Inference)?;
-            self.device.softmax_cross_entropy(&acts.logits, &acts.batch.labels, None, &mut tally)?;
+            self.evaluate_batch(images, Rows::Listed(rows), acts, &mut tally)?;
         }
         Ok(tally)
+    }
+
+    /// Loss and hits of one batch.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn evaluate_batch(
+        &mut self,
+        images: &Images,
+        rows: Rows<'_>,
+        acts: &mut Activations,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        self.device.gather(images, rows, &mut acts.batch)?;
+        self.trunk(acts, Pass::Inference)?;
+        let Linear { weight, bias } = &self.head;
+        let z = &acts.hidden[self.layers.len()];
+        self.device.head_loss(z, (weight, bias), &acts.batch, &mut acts.logits, None, tally)
     }
 
     /// Parameters, counted.
@@ -318,7 +324,7 @@ impl Mlp {
     pub fn set_weights(&mut self, arrays: &Arrays) -> Result<()> {
         let device = self.device.clone();
         for (name, param) in self.linear_params() {
-            device.write(&mut param.value, find(arrays, &name)?)?;
+            device.write_param(param, find(arrays, &name)?)?;
         }
         for (i, layer) in self.layers.iter_mut().enumerate() {
             layer.set_weights(&gate_up(arrays, i)?)?;

@@ -14,6 +14,7 @@
 //! They win when memory traffic costs more than arithmetic; with gates recomputed the backward pays 4BDH FLOP for that.
 
 pub mod cpu;
+pub mod cuda;
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,
@@ -76,18 +77,96 @@ struct Fused {
     source: Source,
     /// Wf, (2H, D).
     weight: Param,
-    workspace: cpu::Workspace,
+    workspace: Workspace,
+}
+
+/// What lies between a forward and its backward, and scratch.
+enum Workspace {
+    Cpu(cpu::Workspace),
+    Cuda(cuda::Workspace),
 }
 
 impl Fused {
     fn boxed(config: &LayerConfig, entry: &'static Entry, source: Source) -> Result<Box<dyn SwiGlu>> {
-        let weight = Param::new(config.device.zeros(2 * config.hidden, config.inputs)?, true);
-        Ok(Box::new(Fused { config: config.clone(), entry, source, weight, workspace: cpu::Workspace::default() }))
+        let device = config.device.with_precision(config.precision);
+        let weight = device.param(2 * config.hidden, config.inputs, true)?;
+        let workspace = match &device {
+            Device::Cpu(_) => Workspace::Cpu(cpu::Workspace::default()),
+            Device::Cuda(_) => Workspace::Cuda(cuda::Workspace::default()),
+        };
+        let config = LayerConfig { device, ..config.clone() };
+        Ok(Box::new(Fused { config, entry, source, weight, workspace }))
     }
 
     fn dims(&self, batch: usize) -> Dims {
         Dims { batch, inputs: self.config.inputs, hidden: self.config.hidden }
     }
+
+    fn backward_cpu(&mut self, x: &Tensor, dz: &Tensor, dx: Option<&mut Tensor>, dwf: WeightGrad<'_>) -> Result<()> {
+        let dims = self.dims(x.rows());
+        let (Device::Cpu(cpu), Workspace::Cpu(workspace)) = (&self.config.device, &mut self.workspace) else {
+            return Err(other_device(self.entry.name));
+        };
+        if !cpu::backward_gates(cpu, dims, x.cpu()?, self.weight.value.cpu()?, dz.cpu()?, workspace) {
+            return Err(no_forward(self.entry.name, x.rows()));
+        }
+        // dx reads the weights that the forward used, so it comes before any step that changes them.
+        if let Some(dx) = dx {
+            cpu::backward_dx(cpu, dims, self.weight.value.cpu()?, dx.cpu_mut()?, workspace);
+        }
+        match (dwf, self.source) {
+            (WeightGrad::Skip, _) | (_, Source::Nowhere) => {}
+            (WeightGrad::Step(step), Source::OwnKernel) => {
+                let Param { value, velocity, decays, .. } = &mut self.weight;
+                let velocity = self.config.device.velocity(velocity, value.shape())?;
+                let target = cpu::Target::Step(step.for_param(*decays), value.cpu_mut()?, velocity.cpu_mut()?);
+                cpu::backward_dwf(cpu, dims, x.cpu()?, target, workspace);
+            }
+            (_, Source::OwnKernel) => {
+                let dwf = grad_buffer(&self.config.device, &mut self.weight)?;
+                cpu::backward_dwf(cpu, dims, x.cpu()?, cpu::Target::Buffer(dwf.cpu_mut()?), workspace);
+            }
+            (_, Source::Library) => {
+                let grad = grad_buffer(&self.config.device, &mut self.weight)?;
+                cpu::library_dwf(cpu, dims, x.cpu()?, grad.cpu_mut()?, workspace)?;
+                if let WeightGrad::Step(step) = dwf {
+                    self.config.device.sgd(step, &mut self.weight)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn backward_cuda(&mut self, x: &Tensor, dz: &Tensor, dx: Option<&mut Tensor>, dwf: WeightGrad<'_>) -> Result<()> {
+        let dims = self.dims(x.rows());
+        let (Device::Cuda(cuda), Workspace::Cuda(workspace)) = (&self.config.device, &mut self.workspace) else {
+            return Err(other_device(self.entry.name));
+        };
+        // dx reads the weights that the forward used, so it comes before any step that changes them.
+        let dgates = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), workspace)?
+            .ok_or_else(|| no_forward(self.entry.name, x.rows()))?;
+        match (dwf, self.source) {
+            (WeightGrad::Skip, _) | (_, Source::Nowhere) => Ok(()),
+            (WeightGrad::Step(step), Source::OwnKernel) => {
+                cuda::backward_dwf(cuda, dims, x, dgates, &mut self.weight, Some(step))
+            }
+            (WeightGrad::Buffer, Source::OwnKernel) => {
+                cuda::backward_dwf(cuda, dims, x, dgates, &mut self.weight, None)
+            }
+            (_, Source::Library) => {
+                cuda::library_dwf(cuda, dims, x, dgates, &mut self.weight)?;
+                match dwf {
+                    WeightGrad::Step(step) => cuda.sgd(step, &mut self.weight),
+                    WeightGrad::Skip | WeightGrad::Buffer => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// A workspace of one device in a layer of another: a mistake of this program.
+fn other_device(name: &str) -> Error {
+    Error::shape(format!("{name}: the layer's workspace belongs to another device"))
 }
 
 impl SwiGlu for Fused {
@@ -97,18 +176,28 @@ impl SwiGlu for Fused {
 
     fn forward(&mut self, x: &Tensor, z: &mut Tensor, pass: Pass) -> Result<()> {
         check_forward(self.entry.name, &self.config, x, z)?;
-        let keep = match pass {
-            Pass::Inference => cpu::Keep::Nothing,
-            Pass::Training if self.config.gates.keeps(&self.config.device, self.config.inputs) => cpu::Keep::Gates,
-            Pass::Training => cpu::Keep::Inputs,
-        };
+        let keeps = self.config.gates.keeps(&self.config.device, self.config.inputs);
         let dims = self.dims(x.rows());
-        match &self.config.device {
-            Device::Cpu(cpu) => {
-                cpu::forward(cpu, dims, x.cpu()?, self.weight.value.cpu()?, z.cpu_mut()?, keep, &mut self.workspace)
+        match (&self.config.device, &mut self.workspace) {
+            (Device::Cpu(cpu), Workspace::Cpu(workspace)) => {
+                let keep = match pass {
+                    Pass::Inference => cpu::Keep::Nothing,
+                    Pass::Training if keeps => cpu::Keep::Gates,
+                    Pass::Training => cpu::Keep::Inputs,
+                };
+                cpu::forward(cpu, dims, x.cpu()?, self.weight.value.cpu()?, z.cpu_mut()?, keep, workspace);
+                Ok(())
             }
+            (Device::Cuda(cuda), Workspace::Cuda(workspace)) => {
+                let keep = match pass {
+                    Pass::Inference => cuda::Keep::Nothing,
+                    Pass::Training if keeps => cuda::Keep::Gates,
+                    Pass::Training => cuda::Keep::Inputs,
+                };
+                cuda::forward(cuda, dims, x, &self.weight, z, keep, workspace)
+            }
+            _ => Err(other_device(self.entry.name)),
         }
-        Ok(())
     }
 
     fn backward(&mut self, x: &Tensor, dz: &Tensor, dx: Option<&mut Tensor>, dwf: WeightGrad<'_>) -> Result<()> {
@@ -119,36 +208,10 @@ impl SwiGlu for Fused {
                 self.entry.name
             )));
         }
-        let dims = self.dims(x.rows());
-        let Device::Cpu(cpu) = &self.config.device;
-        if !cpu::backward_gates(cpu, dims, x.cpu()?, self.weight.value.cpu()?, dz.cpu()?, &mut self.workspace) {
-            return Err(no_forward(self.entry.name, x.rows()));
+        match &self.config.device {
+            Device::Cpu(_) => self.backward_cpu(x, dz, dx, dwf),
+            Device::Cuda(_) => self.backward_cuda(x, dz, dx, dwf),
         }
-        // dx reads the weights that the forward used, so it comes before any step that changes them.
-        if let Some(dx) = dx {
-            cpu::backward_dx(cpu, dims, self.weight.value.cpu()?, dx.cpu_mut()?, &self.workspace);
-        }
-        match (dwf, self.source) {
-            (WeightGrad::Skip, _) | (_, Source::Nowhere) => {}
-            (WeightGrad::Step(step), Source::OwnKernel) => {
-                let Param { value, velocity, decays, .. } = &mut self.weight;
-                let velocity = self.config.device.velocity(velocity, value.shape())?;
-                let target = cpu::Target::Step(step.for_param(*decays), value.cpu_mut()?, velocity.cpu_mut()?);
-                cpu::backward_dwf(cpu, dims, x.cpu()?, target, &self.workspace);
-            }
-            (_, Source::OwnKernel) => {
-                let dwf = grad_buffer(&self.config.device, &mut self.weight)?;
-                cpu::backward_dwf(cpu, dims, x.cpu()?, cpu::Target::Buffer(dwf.cpu_mut()?), &self.workspace);
-            }
-            (_, Source::Library) => {
-                let grad = grad_buffer(&self.config.device, &mut self.weight)?;
-                cpu::library_dwf(cpu, dims, x.cpu()?, grad.cpu_mut()?, &self.workspace)?;
-                if let WeightGrad::Step(step) = dwf {
-                    self.config.device.sgd(step, &mut self.weight)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn params(&mut self) -> Vec<&mut Param> {
@@ -160,7 +223,7 @@ impl SwiGlu for Fused {
     }
 
     fn set_weights(&mut self, weights: &GateUp) -> Result<()> {
-        self.config.device.write(&mut self.weight.value, &weights.packed())
+        self.config.device.write_param(&mut self.weight, &weights.packed())
     }
 
     fn velocities(&self) -> Result<Option<GateUp>> {
@@ -178,10 +241,16 @@ impl SwiGlu for Fused {
     }
 
     fn saved_bytes(&self) -> usize {
-        self.workspace.saved_bytes(self.config.hidden)
+        match &self.workspace {
+            Workspace::Cpu(workspace) => workspace.saved_bytes(self.config.hidden),
+            Workspace::Cuda(workspace) => workspace.saved_bytes(self.config.hidden),
+        }
     }
 
     fn workspace_bytes(&self) -> usize {
-        self.workspace.bytes()
+        match &self.workspace {
+            Workspace::Cpu(workspace) => workspace.bytes(),
+            Workspace::Cuda(workspace) => workspace.bytes(),
+        }
     }
 }

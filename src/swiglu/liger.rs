@@ -18,6 +18,10 @@ use crate::{
             Cpu, SharedMut,
             simd::{Simd, simd_dispatch},
         },
+        cuda::{
+            Cuda,
+            modules::{Arg, Grid},
+        },
     },
     swiglu::Gates,
     tensor::{Param, Tensor},
@@ -53,8 +57,19 @@ impl LigerStyle {
             )
             .hint("leave --gates out, or choose a fused implementation"));
         }
-        let weight = || Ok::<_, Error>(Param::new(config.device.zeros(config.hidden, config.inputs)?, true));
-        Ok(LigerStyle { gate: weight()?, up: weight()?, config: config.clone(), saved: None, ready: None })
+        let device = config.device.with_precision(config.precision);
+        let weight = || device.param(config.hidden, config.inputs, true);
+        let (gate, up) = (weight()?, weight()?);
+        let config = LayerConfig { device, ..config.clone() };
+        Ok(LigerStyle { gate, up, config, saved: None, ready: None })
+    }
+
+    /// Bytes of an element of g and u.
+    fn element_bytes(&self) -> usize {
+        match &self.config.device {
+            Device::Cpu(_) => size_of::<f32>(),
+            Device::Cuda(cuda) => cuda.element().bytes(),
+        }
     }
 
     /// Buffers for g and u with `batch` rows.
@@ -62,7 +77,7 @@ impl LigerStyle {
         let LayerConfig { device, hidden, .. } = &self.config;
         let fits = self.saved.as_mut().is_some_and(|[g, u]| g.set_rows(batch).and_then(|()| u.set_rows(batch)).is_ok());
         if !fits {
-            self.saved = Some([device.zeros(batch, *hidden)?, device.zeros(batch, *hidden)?]);
+            self.saved = Some([device.activations(batch, *hidden)?, device.activations(batch, *hidden)?]);
         }
         self.saved.as_mut().ok_or_else(|| no_forward(LIGER_STYLE.name, batch))
     }
@@ -79,10 +94,11 @@ impl SwiGlu for LigerStyle {
         self.buffers(x.rows())?;
         let Some([g, u]) = &mut self.saved else { return Err(no_forward(LIGER_STYLE.name, x.rows())) };
         let device = &self.config.device;
-        device.gemm(Layout::Nt, x, &self.gate.value, 0.0, g)?; // (B, D) @ (D, H) -> (B, H)
-        device.gemm(Layout::Nt, x, &self.up.value, 0.0, u)?; // (B, D) @ (D, H) -> (B, H)
+        device.gemm(Layout::Nt, x, self.gate.operand(), 0.0, g)?; // (B, D) @ (D, H) -> (B, H)
+        device.gemm(Layout::Nt, x, self.up.operand(), 0.0, u)?; // (B, D) @ (D, H) -> (B, H)
         match device {
             Device::Cpu(cpu) => gate_forward(cpu, g.cpu()?, u.cpu()?, z.cpu_mut()?),
+            Device::Cuda(cuda) => launch_gate(cuda, "swiglu_gate_forward", g, u, z)?,
         }
         self.ready = (pass == Pass::Training).then_some(x.rows());
         Ok(())
@@ -99,11 +115,12 @@ impl SwiGlu for LigerStyle {
         let device = &self.config.device;
         match device {
             Device::Cpu(cpu) => gate_backward(cpu, dz.cpu()?, g.cpu_mut()?, u.cpu_mut()?),
+            Device::Cuda(cuda) => launch_gate(cuda, "swiglu_gate_backward", g, u, dz)?,
         }
         let (dg, du) = (g, u);
         if let Some(dx) = dx {
-            device.gemm(Layout::Nn, dg, &self.gate.value, 0.0, dx)?; // (B, H) @ (H, D) -> (B, D)
-            device.gemm(Layout::Nn, du, &self.up.value, 1.0, dx)?; // (B, H) @ (H, D) -> (B, D), added
+            device.gemm(Layout::Nn, dg, self.gate.operand(), 0.0, dx)?; // (B, H) @ (H, D) -> (B, D)
+            device.gemm(Layout::Nn, du, self.up.operand(), 1.0, dx)?; // (B, H) @ (H, D) -> (B, D), added
         }
         if let WeightGrad::Skip = dwf {
             return Ok(());
@@ -127,8 +144,8 @@ impl SwiGlu for LigerStyle {
     }
 
     fn set_weights(&mut self, weights: &GateUp) -> Result<()> {
-        self.config.device.write(&mut self.gate.value, &weights.gate)?;
-        self.config.device.write(&mut self.up.value, &weights.up)
+        self.config.device.write_param(&mut self.gate, &weights.gate)?;
+        self.config.device.write_param(&mut self.up, &weights.up)
     }
 
     fn velocities(&self) -> Result<Option<GateUp>> {
@@ -147,12 +164,24 @@ impl SwiGlu for LigerStyle {
     }
 
     fn saved_bytes(&self) -> usize {
-        self.ready.map_or(0, |rows| 2 * rows * self.config.hidden * size_of::<f32>())
+        self.ready.map_or(0, |rows| 2 * rows * self.config.hidden * self.element_bytes())
     }
 
     fn workspace_bytes(&self) -> usize {
-        self.saved.as_ref().map_or(0, |[g, u]| (g.len() + u.len()) * size_of::<f32>())
+        self.saved.as_ref().map_or(0, |[g, u]| (g.len() + u.len()) * self.element_bytes())
     }
+}
+
+/// kernels/swiglu_gate.cu: the gate over contiguous arrays. The forward writes z; the backward reads dz in its place, and
+/// writes dg over g and du over u.
+fn launch_gate(cuda: &Cuda, name: &'static str, g: &Tensor, u: &Tensor, z_or_dz: &Tensor) -> Result<()> {
+    let count = g.len();
+    let pointer = |what, tensor| Ok::<_, Error>(Arg::Pointer(cuda.expect_activation(name, what, tensor)?));
+    let args = [pointer("g", g)?, pointer("u", u)?, pointer("z", z_or_dz)?, Arg::Count(count as u64)];
+    let blocks = count.div_ceil(256 * 16 / cuda.element().bytes());
+    let configuration = cuda.configuration("swiglu_gate.cu", true, &[]);
+    // SAFETY: the arguments are the kernel's; all three arrays have as many elements as g.
+    unsafe { cuda.launch(&configuration, name, Grid { blocks, threads: 256, shared: 0 }, &args) }
 }
 
 fn both(device: &Device, gate: Option<&Tensor>, up: Option<&Tensor>) -> Result<Option<GateUp>> {

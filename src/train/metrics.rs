@@ -49,6 +49,15 @@ pub struct Start {
     pub test_images: usize,
     /// Steps of an epoch.
     pub steps_per_epoch: u64,
+    /// On a GPU: compiling and loading the kernels before the first epoch, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compile_ms: Option<f64>,
+    /// On a GPU: capturing the step and the evaluations, in ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture_ms: Option<f64>,
+    /// On a GPU: launches of one step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launches: Option<usize>,
     /// Where a resumed run goes on: (epochs completed, steps done in the next one).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_at: Option<(u32, u64)>,

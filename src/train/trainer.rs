@@ -1,5 +1,7 @@
 //! The loop: epochs of steps, an evaluation and a checkpoint after each, from any position to the end or to a stop.
 
+mod recorded;
+
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
@@ -15,7 +17,7 @@ use super::{
 use crate::{
     Error, Kind, Result,
     data::Dataset,
-    device::{Device, Images, SgdStep, Tally},
+    device::{Device, Images, Rows, SgdStep, Tally},
     model::{
         Activations, Mlp,
         checkpoint::{Checkpoint, Position},
@@ -25,8 +27,8 @@ use crate::{
     swiglu::Pass,
 };
 
-/// Images of a forward pass when a split is evaluated.
-pub const EVAL_BATCH: usize = 1000;
+pub use recorded::Ready;
+use recorded::Recorded;
 
 /// The images of a run, on its device.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ pub struct Trainer {
     position: Position,
     train_acts: Activations,
     eval_acts: Activations,
+    /// On a GPU: the captured step and evaluations, once the run has begun.
+    recorded: Option<Recorded>,
     /// Epochs done, those before a resume included.
     epochs: Vec<Epoch>,
     started: Instant,
@@ -113,8 +117,20 @@ impl Trainer {
             gamma: config.lr_gamma,
         };
         let train_acts = model.activations(batch, Pass::Training)?;
-        let eval_acts = model.activations(EVAL_BATCH, Pass::Inference)?;
-        Ok(Trainer { config, model, splits, schedule, position, train_acts, eval_acts, epochs, started })
+        let eval_batch = model.device().evaluation_batch(splits.test.len());
+        let eval_acts = model.activations(eval_batch, Pass::Inference)?;
+        Ok(Trainer {
+            config,
+            model,
+            splits,
+            schedule,
+            position,
+            train_acts,
+            eval_acts,
+            recorded: None,
+            epochs,
+            started,
+        })
     }
 
     /// The network.
@@ -141,6 +157,9 @@ impl Trainer {
             valid_images: self.splits.valid.as_ref().map_or(0, Images::len),
             test_images: self.splits.test.len(),
             steps_per_epoch: self.schedule.steps_per_epoch,
+            compile_ms: self.recorded.as_ref().map(|recorded| recorded.ready.compile.ms),
+            capture_ms: self.recorded.as_ref().map(|recorded| recorded.ready.capture_ms),
+            launches: self.recorded.as_ref().map(|recorded| recorded.ready.launches),
             resumed_at: (self.position != Position::default()).then_some((self.position.epoch, self.position.step)),
         }))
     }
@@ -159,11 +178,20 @@ impl Trainer {
         stop: &AtomicBool,
         save: &mut Save<'_>,
     ) -> Result<End> {
+        self.prepare()?;
         observer.on_event(&self.start_event())?;
         let device = self.model.device().clone();
         let mut interrupted = stop.load(Ordering::Relaxed);
         while self.position.epoch < self.config.epochs && !interrupted {
-            interrupted = device.install(|| self.epoch(log_interval, save_interval, observer, stop, save))?;
+            interrupted = match self.recorded.take() {
+                None => device.install(|| self.epoch(log_interval, save_interval, observer, stop, save))?,
+                Some(mut recorded) => {
+                    let intervals = (log_interval, save_interval);
+                    let outcome = self.replay_epoch(&mut recorded, intervals, observer, stop, save);
+                    self.recorded = Some(recorded);
+                    outcome?
+                }
+            };
             if interrupted {
                 save(&self.checkpoint()?)?;
                 break;
@@ -177,6 +205,21 @@ impl Trainer {
         let end = End::of(&self.epochs, self.started.elapsed().as_secs_f64() * 1e3, interrupted);
         observer.on_event(&Event::End(end.clone()))?;
         Ok(end)
+    }
+
+    /// On a GPU: compiles the kernels and captures the step, so that no epoch pays for it. [`Trainer::run`] does so itself;
+    /// whoever wants to tell how long it took asks before.
+    ///
+    /// # Errors
+    /// When a kernel does not compile, or memory is short.
+    pub fn prepare(&mut self) -> Result<Option<Ready>> {
+        if let Device::Cuda(cuda) = self.model.device().clone()
+            && self.recorded.is_none()
+        {
+            let acts = (&mut self.train_acts, &mut self.eval_acts);
+            self.recorded = Some(Recorded::new(&cuda, &self.config, &mut self.model, &self.splits, acts)?);
+        }
+        Ok(self.recorded.as_ref().map(|recorded| recorded.ready))
     }
 
     /// One step of training and one batch of inference, to see that everything fits; the run's folder is not touched.
@@ -194,11 +237,15 @@ impl Trainer {
             if !tally.loss_sum.is_finite() {
                 return Err(self.diverged(1, self.schedule.at(0), tally.mean_loss() as f32));
             }
-            let count = EVAL_BATCH.min(self.splits.test.len()) as u32;
+            let count = device.evaluation_batch(self.splits.test.len()) as u32;
             let rows: Vec<u32> = (0..count).collect();
             let begin = Instant::now();
-            device.gather(&self.splits.test, &rows, &mut self.eval_acts.batch)?;
-            self.model.forward(&mut self.eval_acts, Pass::Inference)?;
+            self.model.evaluate_batch(
+                &self.splits.test,
+                Rows::Listed(&rows),
+                &mut self.eval_acts,
+                &mut Tally::default(),
+            )?;
             let infer_ms = begin.elapsed().as_secs_f64() * 1e3;
             Ok(DryRun { loss: tally.mean_loss(), step_ms, infer_ms, batch, infer_images: count as usize })
         })
@@ -258,21 +305,27 @@ impl Trainer {
     /// One step of training on the images `rows`.
     fn step(&mut self, rows: &[u32], lr: f32) -> Result<Tally> {
         let Config { momentum, weight_decay, nesterov, clip_norm, .. } = self.config;
-        let sgd = SgdStep { lr, momentum, weight_decay, nesterov, scale: 1.0 };
-        self.model.device().gather(&self.splits.train, rows, &mut self.train_acts.batch)?;
+        let sgd = SgdStep { lr, momentum, weight_decay, nesterov, scale: 1.0, device_scale: false };
+        self.model.device().gather(&self.splits.train, Rows::Listed(rows), &mut self.train_acts.batch)?;
         Ok(self.model.step(&mut self.train_acts, &sgd, clip_norm)?.tally)
     }
 
     /// Evaluates the network after an epoch, and moves to the beginning of the next.
     fn finish_epoch(&mut self) -> Result<Epoch> {
         let Position { epoch, global_step, loss_sum, images_seen, train_ms, .. } = self.position;
-        let valid = match &self.splits.valid {
-            Some(images) => Some(self.model.evaluate(images, EVAL_BATCH, &mut self.eval_acts)?),
-            None => None,
+        let ((test, infer_ms), valid) = match &self.recorded {
+            Some(recorded) => recorded.evaluate()?,
+            None => {
+                let batch = self.model.device().evaluation_batch(self.splits.test.len());
+                let valid = match &self.splits.valid {
+                    Some(images) => Some(self.model.evaluate(images, batch, &mut self.eval_acts)?),
+                    None => None,
+                };
+                let begin = Instant::now();
+                let test = self.model.evaluate(&self.splits.test, batch, &mut self.eval_acts)?;
+                ((test, begin.elapsed().as_secs_f64() * 1e3), valid)
+            }
         };
-        let begin = Instant::now();
-        let test = self.model.evaluate(&self.splits.test, EVAL_BATCH, &mut self.eval_acts)?;
-        let infer_ms = begin.elapsed().as_secs_f64() * 1e3;
         self.position = Position { epoch: epoch + 1, global_step, ..Position::default() };
         Ok(Epoch {
             epoch: epoch + 1,

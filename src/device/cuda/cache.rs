@@ -114,8 +114,21 @@ impl Cache {
     /// # Errors
     /// When it cannot be compiled. That it cannot be kept is no error: see [`Cache::take_warning`].
     pub fn cubin(&self, nvrtc: &Nvrtc, configuration: &Configuration) -> Result<Vec<u8>> {
+        Ok(self.cubin_and_whether_fresh(nvrtc, configuration)?.0)
+    }
+
+    /// As [`Cache::cubin`], and whether it was compiled now.
+    ///
+    /// # Errors
+    /// As [`Cache::cubin`].
+    pub fn cubin_and_whether_fresh(&self, nvrtc: &Nvrtc, configuration: &Configuration) -> Result<(Vec<u8>, bool)> {
         let key = key(configuration, nvrtc.version());
-        self.get_or(configuration, &key, || Ok(configuration.compile(nvrtc)?.cubin))
+        let mut fresh = false;
+        let cubin = self.get_or(configuration, &key, || {
+            fresh = true;
+            Ok(configuration.compile(nvrtc)?.cubin)
+        })?;
+        Ok((cubin, fresh))
     }
 
     fn get_or(

@@ -1,4 +1,4 @@
-//! What an NVIDIA GPU needs before anything runs on it: its driver and libraries found, the kernels compiled and kept.
+//! An NVIDIA GPU: its driver and libraries found, the kernels compiled and kept, and the operations of the network on it.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -8,13 +8,319 @@
 //! | [`compile`] | a kernel file and its defines, to a cubin |
 //! | [`cache`] | cubins kept on disk |
 //! | [`driver`] | the driver and the devices that it shows |
+//! | [`context`], [`event`] | a device opened: its stream, memory, failures, time |
+//! | [`modules`] | kernels loaded and launched |
+//! | [`blas`] | cuBLAS |
+//! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
+//! | [`tiles`] | which tile a product is given |
+//! | [`ops`] | the operations of the network |
 //!
 //! Nothing here panics when a library is not there, and nothing of CUDA is needed to build it.
 
+pub mod blas;
 pub mod cache;
 pub mod compile;
+pub mod context;
 pub mod driver;
+pub mod event;
+pub mod graph;
 pub mod library;
+pub mod log;
+pub mod modules;
 pub mod nvrtc;
+pub mod ops;
 mod places;
 pub mod sources;
+pub mod tiles;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{Precision, SgdStep};
+use crate::{Error, Kind, Result};
+use blas::Blas;
+use cache::Cache;
+use compile::{Arch, Configuration};
+use context::{Chip, Context, Memory};
+use event::Event;
+use graph::Graph;
+use log::Log;
+use modules::{Arg, CompileTime, Grid, Modules};
+
+/// What the elements of a tensor on the device are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// IEEE single precision: all parameters, and the activations of fp32 and tf32.
+    F32,
+    /// bf16: activations and the copies of weights that products read.
+    Bf16,
+}
+
+impl Element {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::Bf16 => 2,
+        }
+    }
+}
+
+/// The elements of a tensor on the device.
+#[derive(Debug)]
+pub struct Buffer {
+    /// Where they are.
+    pub memory: Memory,
+    /// What they are.
+    pub element: Element,
+}
+
+/// A GPU that computes in one precision. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cuda {
+    shared: Arc<Shared>,
+    precision: Precision,
+}
+
+#[derive(Debug)]
+struct Shared {
+    context: Arc<Context>,
+    modules: Modules,
+    blas: Mutex<Blas>,
+    /// Memory that kernels use and nobody reads afterwards, by purpose. What grew too small is kept, for graphs that use it.
+    scratch: Mutex<HashMap<&'static str, Vec<Memory>>>,
+    /// Learning rate and gradient scale of the step in hand.
+    scalars: Memory,
+    mode: Mutex<Mode>,
+}
+
+/// What a launch means now.
+#[derive(Debug)]
+enum Mode {
+    /// It runs.
+    Eager,
+    /// Its kernel is noted, to be compiled with all others at once.
+    Planning(HashSet<Configuration>),
+    /// It becomes part of a graph whose steps use this log.
+    Recording(Arc<Log>),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cuda {
+    /// Opens device `ordinal`, for fp32 until [`Cuda::with_precision`] says otherwise.
+    ///
+    /// # Errors
+    /// [`Kind::Device`] when driver, device, cuBLAS or NVRTC are missing or too old; the hint says what provides them.
+    pub fn open(ordinal: usize) -> Result<Cuda> {
+        let context = Context::open(ordinal)?;
+        // Asked for now, so that a missing library is told before any work is done.
+        nvrtc::Nvrtc::load()?;
+        let blas = Mutex::new(Blas::new(&context)?);
+        let modules = Modules::new(&context, Cache::of_user());
+        let scalars = context.allocate(8)?;
+        let shared =
+            Shared { context, modules, blas, scratch: Mutex::default(), scalars, mode: Mutex::new(Mode::Eager) };
+        Ok(Cuda { shared: Arc::new(shared), precision: Precision::Fp32 })
+    }
+
+    /// The same device, computing in `precision`.
+    #[must_use]
+    pub fn with_precision(&self, precision: Precision) -> Cuda {
+        Cuda { shared: self.shared.clone(), precision }
+    }
+
+    /// What products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What activations are kept in.
+    pub fn element(&self) -> Element {
+        match self.precision {
+            Precision::Fp32 | Precision::Tf32 => Element::F32,
+            Precision::Bf16 => Element::Bf16,
+        }
+    }
+
+    /// The device's context.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.shared.context
+    }
+
+    /// What the choice of tiles needs to know.
+    pub fn chip(&self) -> Chip {
+        self.shared.context.chip()
+    }
+
+    /// What compiling and loading kernels took so far.
+    pub fn compile_time(&self) -> CompileTime {
+        self.shared.modules.time()
+    }
+
+    /// Why compiled kernels are not kept, once.
+    pub fn take_warning(&self) -> Option<Error> {
+        self.shared.modules.take_warning()
+    }
+
+    /// Memory for `count` elements, zeroed.
+    ///
+    /// # Errors
+    /// When there is not so much.
+    pub fn buffer(&self, count: usize, element: Element) -> Result<Buffer> {
+        Ok(Buffer { memory: self.shared.context.allocate(count * element.bytes())?, element })
+    }
+
+    /// At least `bytes` bytes that kernels may use until the next launch of the same purpose. They are zero when they are
+    /// first given; a kernel that needs them zero leaves them zero.
+    ///
+    /// # Errors
+    /// When there is not so much.
+    pub fn scratch(&self, purpose: &'static str, bytes: usize) -> Result<u64> {
+        let mut scratch = lock(&self.shared.scratch);
+        let all = scratch.entry(purpose).or_default();
+        if let Some(memory) = all.last().filter(|memory| memory.bytes() >= bytes) {
+            return Ok(memory.pointer());
+        }
+        let memory = self.shared.context.allocate(bytes)?;
+        let pointer = memory.pointer();
+        all.push(memory);
+        Ok(pointer)
+    }
+
+    /// Bytes of scratch memory held.
+    pub fn scratch_bytes(&self) -> usize {
+        lock(&self.shared.scratch).values().flatten().map(Memory::bytes).sum()
+    }
+
+    /// A kernel file in this precision, for rows that all start on 16 bytes or not.
+    pub fn configuration(&self, file: &'static str, aligned: bool, more: &[(&'static str, u32)]) -> Configuration {
+        let products = file.starts_with("swiglu_fused");
+        let precision = match self.precision {
+            Precision::Fp32 => 0,
+            // Without a product, TF32 is fp32: the same elements, the same code, compiled once.
+            Precision::Tf32 => u32::from(products),
+            Precision::Bf16 => 2,
+        };
+        let (major, minor) = self.shared.context.gpu().capability;
+        let defines = [&[("PRECISION", precision), ("ALIGNED", u32::from(aligned))], more].concat();
+        Configuration { file, defines, arch: Arch::of_device(major as u32, minor as u32) }
+    }
+
+    /// Launches a kernel, or notes it when a plan is made.
+    ///
+    /// # Errors
+    /// When it cannot be compiled, loaded or launched.
+    ///
+    /// # Safety
+    /// As [`Modules::launch`].
+    pub unsafe fn launch(
+        &self,
+        configuration: &Configuration,
+        name: &'static str,
+        grid: Grid,
+        args: &[Arg],
+    ) -> Result<()> {
+        if let Mode::Planning(wanted) = &mut *lock(&self.shared.mode) {
+            wanted.insert(configuration.clone());
+            return Ok(());
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.shared.modules.launch(configuration, name, grid, args) }
+    }
+
+    /// Blocks of `grid` that the whole chip holds at once; as many as are asked for while a plan is made.
+    ///
+    /// # Errors
+    /// When the kernel cannot be loaded.
+    pub fn resident_blocks(&self, configuration: &Configuration, name: &'static str, grid: Grid) -> Result<usize> {
+        if self.is_planning() {
+            return Ok(grid.blocks);
+        }
+        Ok(self.chip().multiprocessors * self.shared.modules.occupancy(configuration, name, grid)?.max(1))
+    }
+
+    fn is_planning(&self) -> bool {
+        matches!(&*lock(&self.shared.mode), Mode::Planning(_))
+    }
+
+    fn is_eager(&self) -> bool {
+        matches!(&*lock(&self.shared.mode), Mode::Eager)
+    }
+
+    /// The log of the graph that is being captured.
+    fn recording(&self) -> Option<Arc<Log>> {
+        match &*lock(&self.shared.mode) {
+            Mode::Recording(log) => Some(log.clone()),
+            Mode::Eager | Mode::Planning(_) => None,
+        }
+    }
+
+    /// Compiles, on all cores, every kernel that `work` launches, without running any of it.
+    ///
+    /// # Errors
+    /// When `work` fails or a kernel does not compile.
+    pub fn prepare(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        *lock(&self.shared.mode) = Mode::Planning(HashSet::new());
+        let outcome = work();
+        let mode = std::mem::replace(&mut *lock(&self.shared.mode), Mode::Eager);
+        outcome?;
+        match mode {
+            Mode::Planning(wanted) => self.shared.modules.prepare(&wanted),
+            Mode::Eager | Mode::Recording(_) => Err(Error::new(Kind::Device, "a plan was made inside another")),
+        }
+    }
+
+    /// Captures what `work` does into a graph whose steps use `log`.
+    ///
+    /// # Errors
+    /// When `work` fails or does something that cannot be captured.
+    pub fn record(&self, log: &Arc<Log>, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        *lock(&self.shared.mode) = Mode::Recording(log.clone());
+        let graph = Graph::capture(&self.shared.context, Some(log.clone()), work);
+        *lock(&self.shared.mode) = Mode::Eager;
+        graph
+    }
+
+    /// A mark in the stream.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn event(&self) -> Result<Event> {
+        Event::record(&self.shared.context)
+    }
+
+    /// The two numbers of a step of SGD that kernels read from memory, as arguments: the learning rate, and the gradient's
+    /// scale (none for 1). In a captured step they are what the device wrote there; else they are written now.
+    fn scalars(&self, step: &SgdStep) -> Result<[Arg; 2]> {
+        let rate = self.shared.scalars.pointer();
+        let scale = rate + 4;
+        if self.is_eager() {
+            self.fill(rate, step.lr.to_bits())?;
+        }
+        if step.device_scale {
+            return Ok([Arg::Pointer(rate), Arg::Pointer(scale)]);
+        }
+        if step.scale == 1.0 {
+            return Ok([Arg::Pointer(rate), Arg::Pointer(0)]);
+        }
+        if !self.is_planning() {
+            self.fill(scale, step.scale.to_bits())?;
+        }
+        Ok([Arg::Pointer(rate), Arg::Pointer(scale)])
+    }
+
+    /// Writes one word in the order of the stream.
+    fn fill(&self, pointer: u64, word: u32) -> Result<()> {
+        let context = &self.shared.context;
+        context.bind()?;
+        // SAFETY: the address is one of the two scalars of this device.
+        unsafe { cudarc::driver::sys::cuMemsetD32Async(pointer, word, 1, context.stream()) }
+            .result()
+            .map_err(|cause| context.failed("set a number", cause))
+    }
+}

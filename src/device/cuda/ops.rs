@@ -1,0 +1,417 @@
+//! The operations of the network on a GPU: what [`Device`](crate::device::Device) offers, as launches. Shapes were checked
+//! there. kernels/README.md lists what each kernel takes; here stands what it is given.
+
+use super::{
+    Cuda, Element,
+    blas::Operand,
+    context::Memory,
+    lock,
+    modules::{
+        Arg::{Count, Float, Int, Pointer},
+        Grid,
+    },
+};
+use crate::{
+    Error, Kind, Result,
+    data::{MEAN, PIXELS, STD},
+    device::{Layout, Rows, SgdStep, Tally},
+    tensor::{Param, Tensor},
+};
+
+/// Partial sums of a tensor's squares: enough blocks to fill any chip.
+const PARTIALS: usize = 1024;
+
+fn grid(blocks: usize, threads: usize) -> Grid {
+    Grid { blocks, threads, shared: 0 }
+}
+
+/// A dimension, as kernels take it.
+pub(crate) fn int(value: usize) -> Result<i32> {
+    i32::try_from(value).map_err(|_| Error::shape(format!("{value} is too large for a kernel")))
+}
+
+fn operand(tensor: &Tensor) -> Result<Operand> {
+    let buffer = tensor.cuda()?;
+    Ok(Operand { pointer: buffer.memory.pointer(), element: buffer.element, shape: tensor.shape() })
+}
+
+fn pointer(tensor: &Tensor) -> Result<u64> {
+    Ok(tensor.cuda()?.memory.pointer())
+}
+
+impl Cuda {
+    /// Whether rows of so many elements, of activations and of fp32 parameters both, all start on 16 bytes.
+    pub fn is_aligned(&self, cols: usize) -> bool {
+        cols.is_multiple_of(16 / self.element().bytes())
+    }
+
+    /// That a tensor holds this precision's activations: kernels trust it.
+    ///
+    /// # Errors
+    /// When it holds others.
+    pub(crate) fn expect_activation(&self, op: &str, operand: &str, tensor: &Tensor) -> Result<u64> {
+        let buffer = tensor.cuda()?;
+        if buffer.element == self.element() {
+            return Ok(buffer.memory.pointer());
+        }
+        Err(Error::shape(format!(
+            "{op}: {operand} holds {:?}, but {} computes on {:?}",
+            buffer.element,
+            self.precision().name(),
+            self.element()
+        )))
+    }
+
+    /// x and labels of the images that `rows` names, normalised.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn gather(
+        &self,
+        (images, labels): (&Memory, &Memory),
+        rows: Rows<'_>,
+        x: &mut Tensor,
+        labels_out: &Memory,
+    ) -> Result<()> {
+        let count = rows.count();
+        let (order, step) = match (rows, self.recording()) {
+            (Rows::Listed(rows), None) => {
+                let order = self.scratch("order", rows.len() * 4)?;
+                if !self.is_planning() {
+                    self.upload_words(order, rows)?;
+                }
+                (order, 0)
+            }
+            (Rows::Next(_), Some(log)) => (log.order_pointer(), log.step_pointer()),
+            (Rows::At { first, .. }, Some(log)) => (log.order_pointer() + first as u64 * 4, 0),
+            (_, None) if self.is_planning() => (0, 0),
+            (rows, _) => {
+                return Err(Error::new(
+                    Kind::Device,
+                    format!("gather: {rows:?} does not fit what the device is doing"),
+                ));
+            }
+        };
+        let configuration = self.configuration("batch_gather.cu", true, &[]);
+        let scale = 1.0 / (255.0 * STD);
+        let args = [
+            Pointer(images.pointer()),
+            Pointer(labels.pointer()),
+            Pointer(order),
+            Pointer(step),
+            Pointer(self.expect_activation("gather", "x", x)?),
+            Pointer(labels_out.pointer()),
+            Int(int(count)?),
+            Int(int(PIXELS)?),
+            Float(scale),
+            Float(-MEAN / STD),
+        ];
+        let blocks = (count * PIXELS.div_ceil(4)).div_ceil(256);
+        // SAFETY: the arguments are the kernel's; indices were checked (`Listed`) or are a permutation (the log's order).
+        unsafe { self.launch(&configuration, "batch_gather", grid(blocks, 256), &args) }
+    }
+
+    fn upload_words(&self, target: u64, words: &[u32]) -> Result<()> {
+        let context = self.context();
+        context.bind()?;
+        // SAFETY: the scratch memory is as long; the source lives until the synchronisation.
+        unsafe { cudarc::driver::result::memcpy_htod_async(target, words, context.stream()) }
+            .map_err(|cause| context.failed("be copied to", cause))?;
+        context.synchronize()
+    }
+
+    /// Ends a captured step: the log's counter moves on, and the next learning rate is put where kernels read it.
+    ///
+    /// # Errors
+    /// When nothing is being captured.
+    pub fn advance(&self, learns: bool) -> Result<()> {
+        let (step, rates) = match self.recording() {
+            Some(log) => (log.step_pointer(), log.rates_pointer()),
+            None if self.is_planning() => (0, 0),
+            None => return Err(Error::new(Kind::Device, "advance: no step is being captured")),
+        };
+        let rate = self.shared.scalars.pointer();
+        let args = match learns {
+            true => [Pointer(step), Pointer(rates), Pointer(rate)],
+            false => [Pointer(step), Pointer(0), Pointer(0)],
+        };
+        let configuration = self.configuration("batch_gather.cu", true, &[]);
+        // SAFETY: the arguments are the kernel's; the log has room for one learning rate more than steps.
+        unsafe { self.launch(&configuration, "advance", grid(1, 1), &args) }
+    }
+
+    /// Puts the learning rate of the first captured step where kernels read it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn set_rate(&self, rate: f32) -> Result<()> {
+        self.fill(self.shared.scalars.pointer(), rate.to_bits())
+    }
+
+    /// The library product c = op(a, b) + beta c.
+    ///
+    /// # Errors
+    /// When cuBLAS refuses.
+    pub fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, beta: f32, c: &mut Tensor) -> Result<()> {
+        let (a, b, c) = (operand(a)?, operand(b)?, operand(c)?);
+        if self.is_planning() {
+            return Ok(());
+        }
+        // SAFETY: the shapes were checked by `Device::gemm`, and the tensors live on this device.
+        unsafe { lock(&self.shared.blas).gemm(layout, self.precision(), (a, b), beta, c) }
+    }
+
+    /// The library product of parts of matrices, whose shapes the caller has checked.
+    ///
+    /// # Errors
+    /// When cuBLAS refuses.
+    ///
+    /// # Safety
+    /// As [`super::blas::Blas::gemm`].
+    pub(crate) unsafe fn gemm_operands(
+        &self,
+        layout: Layout,
+        a: Operand,
+        b: Operand,
+        beta: f32,
+        c: Operand,
+    ) -> Result<()> {
+        if self.is_planning() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { lock(&self.shared.blas).gemm(layout, self.precision(), (a, b), beta, c) }
+    }
+
+    /// y += bias, each row.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add_bias(&self, bias: &Tensor, y: &mut Tensor) -> Result<()> {
+        let (rows, cols) = y.shape();
+        let configuration = self.configuration("bias.cu", self.is_aligned(cols), &[]);
+        let args = [
+            Pointer(self.expect_activation("bias", "y", y)?),
+            Pointer(pointer(bias)?),
+            Int(int(rows)?),
+            Int(int(cols)?),
+        ];
+        let blocks = (rows * cols.div_ceil(4)).div_ceil(256);
+        // SAFETY: the arguments are the kernel's, and shapes were checked.
+        unsafe { self.launch(&configuration, "bias_add", grid(blocks, 256), &args) }
+    }
+
+    /// Column sums of dy into the bias' gradient, or straight into a step on the bias.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn bias_gradient(&self, dy: &Tensor, bias: &mut Param, step: Option<&SgdStep>) -> Result<()> {
+        let (rows, cols) = dy.shape();
+        let configuration = self.configuration("bias.cu", self.is_aligned(cols), &[]);
+        let dy = Pointer(self.expect_activation("bias gradient", "dy", dy)?);
+        let sizes = [Int(int(rows)?), Int(int(cols)?)];
+        let launch = grid(cols.div_ceil(32), 1024);
+        match step {
+            Some(step) => {
+                let step = step.for_param(bias.decays);
+                let (value, velocity) = (pointer(&bias.value)?, pointer(self.velocity_of(bias)?)?);
+                let args = [&[dy, Pointer(value), Pointer(velocity)], &self.sgd_args(&step)?[..], &sizes].concat();
+                // SAFETY: the arguments are the kernel's, and shapes were checked.
+                unsafe { self.launch(&configuration, "bias_gradient_sgd", launch, &args) }
+            }
+            None => {
+                let grad = Pointer(pointer(self.grad_of(bias)?)?);
+                let args = [&[dy, grad][..], &sizes].concat();
+                // SAFETY: as above.
+                unsafe { self.launch(&configuration, "bias_gradient", launch, &args) }
+            }
+        }
+    }
+
+    /// What every kernel that applies SGD takes: lr, scale, momentum, weight decay, Nesterov.
+    pub(crate) fn sgd_args(&self, step: &SgdStep) -> Result<[super::modules::Arg; 5]> {
+        let [rate, scale] = self.scalars(step)?;
+        Ok([rate, scale, Float(step.momentum), Float(step.weight_decay), Int(i32::from(step.nesterov))])
+    }
+
+    /// The velocity of a parameter, made of zeros when it is not there yet.
+    pub(crate) fn velocity_of<'a>(&self, param: &'a mut Param) -> Result<&'a Tensor> {
+        self.beside(param.value.shape(), &mut param.velocity)
+    }
+
+    /// The gradient's buffer of a parameter, made when it is first asked for.
+    pub(crate) fn grad_of<'a>(&self, param: &'a mut Param) -> Result<&'a Tensor> {
+        self.beside(param.value.shape(), &mut param.grad)
+    }
+
+    fn beside<'a>(&self, (rows, cols): (usize, usize), slot: &'a mut Option<Tensor>) -> Result<&'a Tensor> {
+        if slot.is_none() {
+            *slot = Some(Tensor::on_cuda(rows, cols, self.buffer(rows * cols, Element::F32)?));
+        }
+        slot.as_ref().ok_or_else(|| Error::shape("no tensor beside the parameter"))
+    }
+
+    /// One step of SGD over a whole parameter from its gradient.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn sgd(&self, step: &SgdStep, param: &mut Param) -> Result<()> {
+        let Some(grad) = &param.grad else { return Ok(()) };
+        let (grad, count) = (pointer(grad)?, param.value.len());
+        let step = step.for_param(param.decays);
+        let velocity = pointer(self.velocity_of(param)?)?;
+        let copy = param.copy.as_ref().map_or(Ok(0), pointer)?;
+        let head = [Pointer(pointer(&param.value)?), Pointer(velocity), Pointer(grad), Pointer(copy)];
+        let args = [&head[..], &self.sgd_args(&step)?, &[Count(count as u64)]].concat();
+        let configuration = self.configuration("sgd.cu", true, &[]);
+        // SAFETY: the arguments are the kernel's; all four are as long as the parameter.
+        unsafe { self.launch(&configuration, "sgd_update", grid(count.div_ceil(1024), 256), &args) }
+    }
+
+    /// Head rows that a block takes: four share each read of the weights when there are enough rows for every multiprocessor.
+    fn head(&self, batch: usize, hidden: usize) -> (super::compile::Configuration, Grid) {
+        let rows = if batch >= 512 { 4 } else { 1 };
+        let configuration = self.configuration("head.cu", self.is_aligned(hidden), &[("HEAD_ROWS", rows)]);
+        (configuration, grid(batch.div_ceil(rows as usize), 256))
+    }
+
+    /// logits = z W^T + b: (B, H) @ (H, 10) -> (B, 10).
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn head_forward(&self, z: &Tensor, w: &Tensor, b: &Tensor, logits: &mut Tensor) -> Result<()> {
+        let (batch, hidden) = z.shape();
+        let (configuration, grid) = self.head(batch, hidden);
+        let args = [
+            Pointer(self.expect_activation("head", "z", z)?),
+            Pointer(pointer(w)?),
+            Pointer(pointer(b)?),
+            Pointer(pointer(logits)?),
+            Int(int(batch)?),
+            Int(int(hidden)?),
+        ];
+        // SAFETY: the arguments are the kernel's, and shapes were checked.
+        unsafe { self.launch(&configuration, "head_forward", grid, &args) }
+    }
+
+    /// The head with softmax, cross-entropy and dlogits. In a captured step the losses go to the log; else they are waited
+    /// for and added to `tally`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn head_loss(
+        &self,
+        z: &Tensor,
+        (w, b): (&Tensor, &Tensor),
+        labels: &Memory,
+        dlogits: Option<&mut Tensor>,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let (batch, hidden) = z.shape();
+        let (configuration, grid) = self.head(batch, hidden);
+        let dlogits = match dlogits {
+            Some(dlogits) => pointer(dlogits)?,
+            None => 0,
+        };
+        let losses = self.scratch("losses", batch * 4)?;
+        let counter = self.scratch("loss counter", 4)?;
+        let result = self.scratch("loss", 8)?;
+        let log = self.recording();
+        let (loss, hits, step) = log
+            .as_ref()
+            .map_or((result, result + 4, 0), |log| (log.losses().pointer(), log.hits().pointer(), log.step_pointer()));
+        let args = [
+            Pointer(self.expect_activation("head", "z", z)?),
+            Pointer(pointer(w)?),
+            Pointer(pointer(b)?),
+            Pointer(labels.pointer()),
+            Pointer(dlogits),
+            Pointer(losses),
+            Pointer(counter),
+            Pointer(loss),
+            Pointer(hits),
+            Pointer(step),
+            Int(int(batch)?),
+            Int(int(hidden)?),
+        ];
+        // SAFETY: the arguments are the kernel's, and shapes were checked; the counter is zero before and after.
+        unsafe { self.launch(&configuration, "head_loss", grid, &args)? };
+        if self.is_eager() {
+            let [loss, hits] = self.read_two_words(result)?;
+            tally.add(f32::from_bits(loss), hits, batch);
+        }
+        Ok(())
+    }
+
+    fn read_two_words(&self, source: u64) -> Result<[u32; 2]> {
+        let context = self.context();
+        context.bind()?;
+        let mut words = [0_u32; 2];
+        // SAFETY: the source has eight bytes; the target lives until the synchronisation.
+        unsafe { cudarc::driver::result::memcpy_dtoh_async(&mut words, source, context.stream()) }
+            .map_err(|cause| context.failed("be copied from", cause))?;
+        context.synchronize()?;
+        Ok(words)
+    }
+
+    /// dz = dlogits W: (B, 10) @ (10, H) -> (B, H); dW and db into their buffers, or straight into a step.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn head_backward(
+        &self,
+        z: &Tensor,
+        (weight, bias): (&mut Param, &mut Param),
+        dlogits: &Tensor,
+        dz: &mut Tensor,
+        step: Option<&SgdStep>,
+    ) -> Result<()> {
+        let (batch, hidden) = z.shape();
+        let (configuration, _) = self.head(batch, hidden);
+        let launch = grid(hidden.div_ceil(16), 1024);
+        let z = Pointer(self.expect_activation("head backward", "z", z)?);
+        let dz = Pointer(self.expect_activation("head backward", "dz", dz)?);
+        let dlogits = Pointer(pointer(dlogits)?);
+        let w = Pointer(pointer(&weight.value)?);
+        let sizes = [Int(int(batch)?), Int(int(hidden)?)];
+        if let Some(step) = step {
+            let step = step.for_param(weight.decays); // the kernel leaves the bias without decay
+            let v = Pointer(pointer(self.velocity_of(weight)?)?);
+            let (b, bv) = (Pointer(pointer(&bias.value)?), Pointer(pointer(self.velocity_of(bias)?)?));
+            let args = [&[z, w, v, b, bv, dlogits, dz], &self.sgd_args(&step)?[..], &sizes].concat();
+            // SAFETY: the arguments are the kernel's, and shapes were checked.
+            return unsafe { self.launch(&configuration, "head_backward_sgd", launch, &args) };
+        }
+        let (dw, db) = (Pointer(pointer(self.grad_of(weight)?)?), Pointer(pointer(self.grad_of(bias)?)?));
+        let args = [z, w, dlogits, dz, dw, db, sizes[0], sizes[1]];
+        // SAFETY: as above.
+        unsafe { self.launch(&configuration, "head_backward", launch, &args) }
+    }
+
+    /// Clips the norm of all gradients together to `bound`: the scale goes where the kernels of the step read it. The norm,
+    /// when somebody can wait for it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clip(&self, grads: &[&Tensor], bound: f32) -> Result<Option<f64>> {
+        let configuration = self.configuration("reduce.cu", true, &[]);
+        let partials = self.scratch("partials", grads.len() * PARTIALS * 4)?;
+        let mut used = 0;
+        for grad in grads {
+            let blocks = grad.len().div_ceil(4 * 256).clamp(1, PARTIALS);
+            let args = [Pointer(pointer(grad)?), Pointer(partials + used as u64 * 4), Count(grad.len() as u64)];
+            // SAFETY: the arguments are the kernel's; each tensor has a stretch of partials of its own.
+            unsafe { self.launch(&configuration, "sum_squares", grid(blocks, 256), &args)? };
+            used += blocks;
+        }
+        let norm = self.scratch("norm", 8)?;
+        let scale = self.shared.scalars.pointer() + 4;
+        let args = [Pointer(partials), Int(int(used)?), Float(bound), Pointer(norm), Pointer(scale)];
+        // SAFETY: the arguments are the kernel's.
+        unsafe { self.launch(&configuration, "clip_scale", grid(1, 256), &args)? };
+        if !self.is_eager() {
+            return Ok(None);
+        }
+        Ok(Some(f64::from(f32::from_bits(self.read_two_words(norm)?[0]))))
+    }
+}

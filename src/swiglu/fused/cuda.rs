@@ -1,0 +1,249 @@
+//! The fused kernels on a GPU: kernels/swiglu_fused_forward.cu, swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
+
+use super::super::reference::Dims;
+use crate::{
+    Result,
+    device::{
+        Layout, SgdStep,
+        cuda::{
+            Cuda, Element,
+            blas::Operand,
+            context::Memory,
+            modules::{
+                Arg::{Int, Pointer},
+                Grid,
+            },
+            ops::int,
+            tiles,
+        },
+    },
+    tensor::{Param, Tensor},
+};
+
+/// What a training forward left for its backward.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// [g | u], (B, 2H), where gates are saved.
+    gates: Option<Memory>,
+    /// The batch of the last training forward, and whether its gates were saved.
+    ready: Option<(usize, bool)>,
+    element_bytes: usize,
+}
+
+impl Workspace {
+    /// Bytes kept between the forward and its backward.
+    pub fn saved_bytes(&self, hidden: usize) -> usize {
+        match self.ready {
+            Some((batch, true)) => 2 * batch * hidden * self.element_bytes,
+            _ => 0,
+        }
+    }
+
+    /// Bytes held; scratch is the device's, shared by all layers.
+    pub fn bytes(&self) -> usize {
+        self.gates.as_ref().map_or(0, Memory::bytes)
+    }
+
+    /// Room for [g | u].
+    fn gates(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
+        match &self.gates {
+            Some(memory) if memory.bytes() >= bytes => Ok(memory.pointer()),
+            _ => {
+                let memory = cuda.context().allocate(bytes)?;
+                let pointer = memory.pointer();
+                self.gates = Some(memory);
+                Ok(pointer)
+            }
+        }
+    }
+}
+
+/// Whether a forward keeps something, and what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// No backward follows.
+    Nothing,
+    /// The backward computes g and u again.
+    Inputs,
+    /// g and u.
+    Gates,
+}
+
+fn sizes(dims: Dims) -> Result<[crate::device::cuda::modules::Arg; 3]> {
+    Ok([Int(int(dims.batch)?), Int(int(dims.inputs)?), Int(int(dims.hidden)?)])
+}
+
+/// Whether every row of x, Wf, z and [g | u] starts on 16 bytes.
+fn is_aligned(cuda: &Cuda, dims: Dims) -> bool {
+    cuda.is_aligned(dims.inputs) && cuda.is_aligned(dims.hidden)
+}
+
+/// z = silu(x Wg^T) * (x Wu^T): (B, D) @ (D, 2H) -> (B, H), in one launch.
+///
+/// # Errors
+/// When the device fails.
+pub fn forward(
+    cuda: &Cuda,
+    dims: Dims,
+    x: &Tensor,
+    weight: &Param,
+    z: &Tensor,
+    keep: Keep,
+    workspace: &mut Workspace,
+) -> Result<()> {
+    const NAME: &str = "swiglu_fused_forward";
+    let Dims { batch, inputs, hidden } = dims;
+    let (tile, mut splits) = tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let count = tile.count(batch, 2 * hidden);
+    let configure = |splits: usize| {
+        let defines = [tile.defines(), vec![("K_SPLITS", splits as u32)]].concat();
+        cuda.configuration("swiglu_fused_forward.cu", is_aligned(cuda, dims), &defines)
+    };
+    let grid = |splits: usize| Grid { blocks: count * splits, threads: tile.threads(), shared: tile.shared(0) };
+    let mut configuration = configure(splits);
+    // Blocks of a tile wait for each other, so all must run at once; the rules see to it, this makes sure.
+    if splits > 1 && cuda.resident_blocks(&configuration, NAME, grid(splits))? < count * splits {
+        splits = 1;
+        configuration = configure(1);
+    }
+    let gates = match keep {
+        Keep::Gates => workspace.gates(cuda, 2 * batch * hidden * cuda.element().bytes())?,
+        Keep::Nothing | Keep::Inputs => 0,
+    };
+    let sums = if splits > 1 { cuda.scratch("split sums", tile.rows * tile.cols * splits * count * 4)? } else { 0 };
+    let counters = cuda.scratch("split counters", count * 4)?;
+    let args = [
+        Pointer(cuda.expect_activation(NAME, "x", x)?),
+        Pointer(cuda.expect_activation(NAME, "Wf", weight.operand())?),
+        Pointer(cuda.expect_activation(NAME, "z", z)?),
+        Pointer(gates),
+        Pointer(sums),
+        Pointer(counters),
+    ];
+    // SAFETY: the arguments are the kernel's; shapes were checked; counters are zero before and after.
+    unsafe { cuda.launch(&configuration, NAME, grid(splits), &[&args[..], &sizes(dims)?].concat())? };
+    workspace.element_bytes = cuda.element().bytes();
+    workspace.ready = match keep {
+        Keep::Nothing => None,
+        Keep::Inputs => Some((batch, false)),
+        Keep::Gates => Some((batch, true)),
+    };
+    Ok(())
+}
+
+/// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. The address of
+/// [dg | du], good until the next backward; None when no training forward with this batch came before.
+///
+/// # Errors
+/// When the device fails.
+pub fn backward_dx(
+    cuda: &Cuda,
+    dims: Dims,
+    (x, dz): (&Tensor, &Tensor),
+    weight: &Param,
+    dx: Option<&Tensor>,
+    workspace: &mut Workspace,
+) -> Result<Option<u64>> {
+    const NAME: &str = "swiglu_fused_backward_dx";
+    let Dims { batch, inputs, hidden } = dims;
+    let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
+    let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    // Saved gates are read, not multiplied: nothing is left to split.
+    let splits = if saved { 1 } else { splits };
+    let more = [
+        ("DX_TILE_N", dx_cols as u32),
+        ("K_SPLITS", splits as u32),
+        ("DX_SPLITS", dx_splits as u32),
+        ("SAVED_GATES", u32::from(saved)),
+    ];
+    let defines = [&tile.defines()[..], &more].concat();
+    let configuration = cuda.configuration("swiglu_fused_backward_dx.cu", is_aligned(cuda, dims), &defines);
+
+    let rows = batch.div_ceil(tile.rows);
+    let (columns_1, columns_2) = ((2 * hidden).div_ceil(tile.cols), inputs.div_ceil(dx_cols));
+    let (pieces_1, pieces_2) = (rows * columns_1 * splits, rows * columns_2 * dx_splits);
+    let mut grid = Grid { blocks: 1, threads: tile.threads(), shared: tile.shared(dx_cols) };
+    let multiprocessors = cuda.chip().multiprocessors;
+    grid.blocks = if pieces_1.max(pieces_2) <= multiprocessors {
+        multiprocessors
+    } else {
+        cuda.resident_blocks(&configuration, NAME, grid)?.min(pieces_1 + pieces_2)
+    }
+    .max(splits.max(dx_splits));
+
+    let bytes = cuda.element().bytes();
+    let dgates = cuda.scratch("dgates", 2 * batch * hidden * bytes)?;
+    let dx = match dx {
+        Some(dx) => cuda.expect_activation(NAME, "dx", dx)?,
+        None => cuda.scratch("unwanted dx", batch * inputs * bytes)?,
+    };
+    let sums_1 = if splits > 1 { rows * columns_1 * tile.rows * tile.cols * splits } else { 0 };
+    let sums_2 = if dx_splits > 1 { rows * columns_2 * tile.rows * dx_cols * dx_splits } else { 0 };
+    let args = [
+        Pointer(cuda.expect_activation(NAME, "x", x)?),
+        Pointer(cuda.expect_activation(NAME, "Wf", weight.operand())?),
+        Pointer(workspace.gates.as_ref().map_or(0, Memory::pointer)),
+        Pointer(cuda.expect_activation(NAME, "dz", dz)?),
+        Pointer(dgates),
+        Pointer(dx),
+        Pointer(cuda.scratch("split sums", (sums_1 + sums_2) * 4)?),
+        Pointer(cuda.scratch("dx state", (2 + rows * (1 + columns_1 + columns_2)) * 4)?),
+    ];
+    // SAFETY: the arguments are the kernel's; shapes were checked; the state is zero before and after.
+    unsafe { cuda.launch(&configuration, NAME, grid, &[&args[..], &sizes(dims)?].concat())? };
+    Ok(Some(dgates))
+}
+
+/// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), by our own kernel: into the gradient's buffer, or into the weights
+/// with SGD in the epilogue.
+///
+/// # Errors
+/// When the device fails.
+pub fn backward_dwf(
+    cuda: &Cuda,
+    dims: Dims,
+    x: &Tensor,
+    dgates: u64,
+    weight: &mut Param,
+    step: Option<&SgdStep>,
+) -> Result<()> {
+    let Dims { batch, inputs, hidden } = dims;
+    let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
+    let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
+    let configuration = cuda.configuration("swiglu_fused_dwf.cu", is_aligned(cuda, dims), &defines);
+    let grid = Grid { blocks: tile.count(2 * hidden, inputs), threads: tile.threads(), shared: tile.shared(0) };
+    let head = [Pointer(dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
+    match step {
+        Some(step) => {
+            let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
+            let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
+            let value = weight.value.cuda()?.memory.pointer();
+            let update = [Pointer(value), Pointer(velocity), Pointer(copy)];
+            let sgd = cuda.sgd_args(&step.for_param(weight.decays))?;
+            let args = [&head[..], &update, &sgd, &sizes(dims)?].concat();
+            // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone touches its weights.
+            unsafe { cuda.launch(&configuration, "swiglu_fused_dwf_sgd", grid, &args) }
+        }
+        None => {
+            let grad = Pointer(cuda.grad_of(weight)?.cuda()?.memory.pointer());
+            let args = [&head[..], &[grad], &sizes(dims)?].concat();
+            // SAFETY: as above.
+            unsafe { cuda.launch(&configuration, "swiglu_fused_dwf", grid, &args) }
+        }
+    }
+}
+
+/// dWf by a library product, into the gradient's buffer.
+///
+/// # Errors
+/// When cuBLAS refuses.
+pub fn library_dwf(cuda: &Cuda, dims: Dims, x: &Tensor, dgates: u64, weight: &mut Param) -> Result<()> {
+    let Dims { batch, inputs, hidden } = dims;
+    let grad = cuda.grad_of(weight)?.cuda()?.memory.pointer();
+    let element = cuda.element();
+    let dgates = Operand { pointer: dgates, element, shape: (batch, 2 * hidden) };
+    let x = Operand { pointer: cuda.expect_activation("dWf", "x", x)?, element, shape: (batch, inputs) };
+    let grad = Operand { pointer: grad, element: Element::F32, shape: (2 * hidden, inputs) };
+    // SAFETY: (2H, B) @ (B, D) -> (2H, D): the shapes fit, and all three live on this device.
+    unsafe { cuda.gemm_operands(Layout::Tn, dgates, x, 0.0, grad) }
+}
