@@ -1,139 +1,26 @@
 //! What must hold of training: the same seed gives the same run, whatever the implementation; a run that was stopped goes
 //! on as if it had not been; frozen is frozen; what diverges stops and keeps what was good.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
-};
+#[path = "common/runs.rs"]
+mod runs;
 
 use mnist_swiglu::{
-    Error, Kind, Result,
-    data::{Dataset, Split},
+    Kind,
     device::Device,
     model::{
-        Mlp, MlpConfig,
-        checkpoint::{Arrays, Checkpoint, Position, names},
+        checkpoint::{Checkpoint, names},
         init,
         schedule::Schedule,
     },
-    rng::{Purpose, stream},
-    swiglu::{self, Gates, LayerConfig, Precision},
-    train::{
-        config::{Config, NetworkConfig},
-        metrics::{Epoch, Event},
-        observer::{Observer, Progress},
-        trainer::{Splits, Trainer},
-    },
+    swiglu::{self, Gates},
+    train::config::{Config, NetworkConfig},
 };
+use runs::{Outcome, bars, config, trained};
 
-/// Images of ten blurred bars, a little noisy: easy to learn, quick to make.
-fn images(count: usize, seed: u32) -> Split {
-    use rand::RngExt;
-    let mut rng = stream(9, Purpose::Operand(seed));
-    let labels: Vec<u8> = (0..count).map(|_| rng.random_range(0..10)).collect();
-    let pixel = |label: u8, i: usize, noise: u8| {
-        let distance = (i % 28).abs_diff(usize::from(label) * 2 + 4);
-        [220_u8, 120, 30].get(distance).copied().unwrap_or(0).saturating_add(noise)
-    };
-    let images =
-        labels.iter().flat_map(|&label| (0..784).map(|i| pixel(label, i, rng.random_range(0..30))).collect::<Vec<_>>());
-    Split { images: images.collect(), labels: labels.clone() }
-}
-
-fn config(swiglu: &str) -> Config {
-    Config {
-        swiglu: swiglu.into(),
-        gates: Gates::Auto,
-        precision: Precision::Fp32,
-        device: "cpu".into(),
-        dataset: "bars".into(),
-        network: NetworkConfig { width: 48, hidden: 40, depth: 2 },
-        epochs: 2,
-        batch_size: 32,
-        lr: 0.05,
-        momentum: 0.9,
-        nesterov: true,
-        weight_decay: 1e-4,
-        schedule: Schedule::Cosine,
-        warmup: 5,
-        lr_step: 1,
-        lr_gamma: 0.5,
-        clip_norm: None,
-        seed: 3,
-        validation: 100,
-    }
-}
-
-/// Stops after a number of steps, as Ctrl-C does; collects losses of single steps and events.
-struct Watch<'a> {
-    stop: &'a AtomicBool,
-    after: Option<u64>,
-    seen: u64,
-    losses: Vec<f32>,
-    epochs: Vec<Epoch>,
-}
-
-impl Observer for Watch<'_> {
-    fn on_event(&mut self, event: &Event) -> Result<()> {
-        if let Event::Epoch(epoch) = event {
-            self.epochs.push(epoch.clone());
-        }
-        Ok(())
-    }
-    fn on_progress(&mut self, progress: &Progress) {
-        self.seen += 1;
-        self.losses.extend(progress.loss);
-        if self.after == Some(self.seen) {
-            self.stop.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
-/// What a run, or a part of one, came to.
-struct Outcome {
-    losses: Vec<f32>,
-    epochs: Vec<Epoch>,
-    saved: Option<Checkpoint>,
-    weights: Arrays,
-    error: Option<Error>,
-}
-
-/// Trains from a checkpoint or from the beginning, and stops after some steps.
-fn train(config: &Config, threads: usize, from: Option<&Checkpoint>, stop_after: Option<u64>) -> Outcome {
+/// On the CPU.
+fn train(config: &Config, threads: usize, from: Option<&Checkpoint>, stop_after: Option<usize>) -> Outcome {
     let device = Device::open("cpu", Some(threads)).expect("a CPU").0;
-    let layer = LayerConfig {
-        device: device.clone(),
-        inputs: config.network.width,
-        hidden: config.network.hidden,
-        gates: config.gates,
-        precision: config.precision,
-    };
-    let entry = swiglu::find(&config.swiglu).expect("an entry");
-    let mut model = Mlp::new(MlpConfig { entry, layer, depth: config.network.depth }, config.seed).expect("a model");
-    let mut position = Position::default();
-    if let Some(from) = from {
-        model.set_weights(&from.weights).expect("weights");
-        model.set_velocities(from.velocities.as_ref().expect("velocities")).expect("velocities");
-        position = from.position;
-    }
-    let dataset = Dataset { name: "bars".into(), dir: "".into(), train: images(1010, 1), test: images(300, 2) };
-    let splits = Splits::new(&device, dataset, config.validation, config.seed).expect("splits");
-    let mut trainer =
-        Trainer::new(config.clone(), model, splits, position, Vec::new(), Instant::now()).expect("a trainer");
-    let stop = AtomicBool::new(false);
-    let mut watch = Watch { stop: &stop, after: stop_after, seen: 0, losses: Vec::new(), epochs: Vec::new() };
-    let mut saved = None;
-    let mut save = |checkpoint: &Checkpoint| {
-        saved = Some(checkpoint.clone());
-        Ok(())
-    };
-    let error = trainer.run(10, 0, &mut watch, &stop, &mut save).err();
-    let weights = trainer.model().weights().expect("weights");
-    Outcome { losses: watch.losses, epochs: watch.epochs, saved, weights, error }
-}
-
-fn trained() -> impl Iterator<Item = &'static str> {
-    swiglu::ALL.iter().filter(|entry| entry.trains_weight).map(|entry| entry.name)
+    runs::train_on(&device, config, bars(), from, stop_after)
 }
 
 #[test]
@@ -240,7 +127,7 @@ fn a_run_stopped_in_the_middle_of_an_epoch_goes_on_to_the_very_same_losses() {
         for stop in [1, 17, 29, 30, 50] {
             let first = train(&config, 2, None, Some(stop));
             let checkpoint = first.saved.expect("a checkpoint");
-            assert_eq!(checkpoint.position.global_step, stop);
+            assert_eq!(checkpoint.position.global_step, stop as u64);
             // Through the file, as a real resume does.
             let folder =
                 std::env::temp_dir().join(format!("mnist-swiglu-resume-{}-{}-{stop}", std::process::id(), entry.name));

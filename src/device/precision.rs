@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(to_bf16(f32::MAX), 0x7f80, "rounds up to infinity");
         assert!(from_bf16(to_bf16(f32::NAN)).is_nan());
         assert!(from_bf16(to_bf16(f32::from_bits(0x7f80_0001))).is_nan(), "a NaN whose upper mantissa is empty");
-        assert_eq!(Precision::Bf16.round_operand(0.1), 0.100_097_66);
+        assert_eq!(Precision::Bf16.round_operand(0.1).to_bits(), 0x3dcd_0000);
         assert_eq!(Precision::Tf32.round_operand(0.1), 0.1);
     }
 }

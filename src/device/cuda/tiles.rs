@@ -123,7 +123,7 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
                 first_that_fits(chip, &[T128X256, T128X128])
             } else if batch > 128 && T128X128.count(batch, cols) * 4 >= sms * 3 {
                 T128X128
-            } else if precision == Precision::Tf32 && T64X128.count(batch, cols) * 4 >= sms {
+            } else if precision == Precision::Tf32 && T64X128.count(batch, cols) * 5 >= sms {
                 T64X128_K2
             } else if T64X64.count(batch, cols) <= sms {
                 T64X64

@@ -1,0 +1,228 @@
+//! What must hold on an NVIDIA GPU. Without one each test says that it is skipped; MNIST_SWIGLU_REQUIRE_CUDA=1 makes that a
+//! failure.
+
+#[path = "common/runs.rs"]
+mod runs;
+
+use mnist_swiglu::{
+    Kind, data,
+    data::Dataset,
+    device::{Device, cuda::Cuda},
+    measure::check::{Case, SHAPES, check_layer, gates_of},
+    model::schedule::Schedule,
+    swiglu::{self, Gates, Precision},
+    train::config::{Config, NetworkConfig},
+};
+use runs::{Outcome, bars, config, train_on, trained};
+
+/// The first GPU, or None after saying that the test is skipped.
+fn gpu() -> Option<Device> {
+    match Device::open("cuda", None) {
+        Ok((device, _)) => Some(device),
+        Err(error) => {
+            let required = std::env::var_os("MNIST_SWIGLU_REQUIRE_CUDA").is_some_and(|value| value == "1");
+            assert!(!required, "MNIST_SWIGLU_REQUIRE_CUDA=1: {error}");
+            eprintln!("skipped: no CUDA device ({error})");
+            None
+        }
+    }
+}
+
+fn cpu() -> Device {
+    Device::open("cpu", None).expect("a CPU").0
+}
+
+/// MNIST, from MNIST_SWIGLU_DATA or this repository.
+fn mnist() -> Dataset {
+    let dir = std::env::var_os("MNIST_SWIGLU_DATA").map(std::path::PathBuf::from);
+    data::load_from("mnist", dir.as_deref()).expect("MNIST")
+}
+
+/// The default network, a short run of it.
+fn small_mnist(swiglu: &str, precision: Precision) -> Config {
+    Config {
+        network: NetworkConfig { width: 512, hidden: 512, depth: 1 },
+        batch_size: 64,
+        lr: 0.0034,
+        momentum: 0.95,
+        weight_decay: 5e-4,
+        nesterov: false,
+        warmup: 300,
+        schedule: Schedule::FlatCosine,
+        epochs: 5,
+        validation: 0,
+        seed: 1,
+        precision,
+        ..config(swiglu)
+    }
+}
+
+#[test]
+fn every_implementation_and_precision_agrees_with_the_reference() {
+    let Some(device) = gpu() else { return };
+    for &dims in SHAPES {
+        for &precision in Precision::of_device(&device) {
+            let case = Case::in_precision(dims, 11, precision);
+            for entry in swiglu::ALL {
+                for &gates in gates_of(entry) {
+                    for check in check_layer(entry, &device, precision, gates, &case).expect("a result") {
+                        assert!(
+                            check.ok,
+                            "{} {precision:?} {gates:?} {dims} {}: error {:.2e}, {:.0} % of the bound",
+                            check.swiglu,
+                            check.pass,
+                            check.rel_err,
+                            check.rel_err / check.bound * 100.0
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_hundred_losses_in_fp32_are_those_of_the_cpu() {
+    let Some(device) = gpu() else { return };
+    for name in trained() {
+        let config = small_mnist(name, Precision::Fp32);
+        let want = train_on(&cpu(), &config, mnist(), None, Some(100)).losses;
+        let got = train_on(&device, &config, mnist(), None, Some(100)).losses;
+        let mut worst: f32 = 0.0;
+        for (step, (got, want)) in got.iter().zip(&want).take(100).enumerate() {
+            let error = (got - want).abs() / want.abs().max(0.1);
+            worst = worst.max(error);
+            // Sums in another order: a unit in the last place a step, which a hundred steps of learning multiply.
+            assert!(error < 2e-4, "{name}, step {}: {got} for {want}", step + 1);
+        }
+        eprintln!("{name}: largest relative difference of the first 100 losses {worst:.1e}, bound 2e-4");
+    }
+}
+
+fn losses_and_weights(outcome: &Outcome) -> (Vec<u32>, Vec<(String, Vec<u32>)>) {
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
+    let weights = outcome.weights.iter().map(|(name, array)| (name.clone(), bits(&array.data))).collect();
+    (bits(&outcome.losses), weights)
+}
+
+#[test]
+fn the_same_run_twice_is_bit_identical() {
+    let Some(device) = gpu() else { return };
+    for entry in swiglu::ALL {
+        for &precision in Precision::of_device(&device) {
+            let config = Config { precision, ..config(entry.name) };
+            let run = || losses_and_weights(&train_on(&device, &config, bars(), None, None));
+            assert!(run() == run(), "{} {precision:?}", entry.name);
+        }
+    }
+    for &precision in Precision::of_device(&device) {
+        let config = Config { epochs: 1, schedule: Schedule::Constant, ..small_mnist("fused-triton-grad", precision) };
+        let run = || losses_and_weights(&train_on(&device, &config, mnist(), None, None));
+        assert!(run() == run(), "MNIST {precision:?}");
+    }
+}
+
+#[test]
+fn a_run_stopped_anywhere_goes_on_to_the_very_same_losses() {
+    let Some(device) = gpu() else { return };
+    for entry in swiglu::ALL {
+        for &precision in Precision::of_device(&device) {
+            // Small batches: an epoch of several blocks, so that a stop falls inside one.
+            let config = Config { precision, batch_size: 4, ..config(entry.name) };
+            let whole = train_on(&device, &config, bars(), None, None);
+            let first = train_on(&device, &config, bars(), None, Some(5));
+            let saved = first.saved.as_ref().expect("a checkpoint");
+            assert!(first.losses.len() < whole.losses.len(), "it was stopped");
+            let second = train_on(&device, &config, bars(), Some(saved), None);
+            let joined: Vec<f32> = first.losses.iter().chain(&second.losses).copied().collect();
+            assert!(joined == whole.losses, "{} {precision:?}: other losses after a stop", entry.name);
+            assert_eq!(losses_and_weights(&second).1, losses_and_weights(&whole).1, "{} {precision:?}", entry.name);
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_goes_on_on_another_device() {
+    let Some(device) = gpu() else { return };
+    let cpu = cpu();
+    for entry in swiglu::ALL {
+        let config = Config { batch_size: 4, ..config(entry.name) };
+        let whole = train_on(&cpu, &config, bars(), None, None).losses;
+        for (one, other) in [(&cpu, &device), (&device, &cpu)] {
+            let first = train_on(one, &config, bars(), None, Some(5));
+            let second = train_on(other, &config, bars(), first.saved.as_ref(), None);
+            let joined: Vec<f32> = first.losses.iter().chain(&second.losses).copied().collect();
+            assert_eq!(joined.len(), whole.len());
+            let (got, want) = (joined[first.losses.len() + 1], whole[first.losses.len() + 1]);
+            assert!((got - want).abs() <= 1e-3 * want.abs().max(0.1), "{}: {got} for {want}", entry.name);
+        }
+    }
+}
+
+#[test]
+fn frozen_weights_stay_and_clipping_works() {
+    let Some(device) = gpu() else { return };
+    let frozen = train_on(&device, &config("fused-frozen"), bars(), None, None);
+    let start = mnist_swiglu::model::init::weights(48, 40, 2, 3);
+    for (name, array) in &frozen.weights {
+        let same = array.data == start[name].data;
+        assert_eq!(same, name.starts_with("layers."), "{name}");
+    }
+    for name in trained() {
+        for clip_norm in [Some(0.1), Some(1e9)] {
+            let config = Config { clip_norm, ..config(name) };
+            let got = train_on(&device, &config, bars(), None, None).losses;
+            let want = train_on(&cpu(), &config, bars(), None, None).losses;
+            for (step, (got, want)) in got.iter().zip(&want).take(20).enumerate() {
+                let error = (got - want).abs() / want.abs().max(0.1);
+                assert!(error < 1e-3, "{name}, clip {clip_norm:?}, step {}: {got} for {want}", step + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_recomputed_and_saved_train_alike() {
+    let Some(device) = gpu() else { return };
+    for name in ["fused-frozen", "fused-python-grad", "fused-triton-grad"] {
+        let run = |gates| train_on(&device, &Config { gates, ..config(name) }, bars(), None, None).losses;
+        for (got, want) in run(Gates::Save).iter().zip(run(Gates::Recompute)).take(20) {
+            assert!((got - want).abs() < 1e-3 * want.max(0.1), "{name}: {got} and {want}");
+        }
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run() {
+    let Some(device) = gpu() else { return };
+    let config = Config { lr: 1e6, ..config("fused-triton-grad") };
+    let outcome = train_on(&device, &config, bars(), None, None);
+    assert_eq!(outcome.error.expect("it diverges").kind(), Kind::Diverged);
+    assert!(outcome.saved.is_none(), "nothing good was there to save");
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error_that_says_how_much_is() {
+    let Some(Device::Cuda(cuda)) = gpu() else { return };
+    let (_, total) = cuda.context().memory().expect("told");
+    let error = cuda.context().allocate(total * 2).expect_err("twice the memory");
+    assert_eq!(error.kind(), Kind::Device);
+    assert!(error.to_string().contains("MiB are free"), "{error}");
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("--batch-size")), "{error:?}");
+    // And the device goes on working.
+    let memory = cuda.context().allocate(1 << 20).expect("a megabyte");
+    assert_eq!(memory.read::<u32>(4).expect("read"), [0; 4]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_and_never_the_cpu() {
+    let error = Device::open("cuda:999", None).expect_err("no thousand devices");
+    assert_eq!(error.kind(), Kind::Device);
+    assert!(error.hint_text().is_some(), "{error}");
+    if Cuda::open(0).is_err() {
+        assert!(Device::open("cuda", None).is_err());
+        let (device, line) = Device::open("auto", None).expect("the CPU");
+        assert_eq!(device.name(), "cpu");
+        assert!(line.contains("no GPU to use"), "{line}");
+    }
+}
