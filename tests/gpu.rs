@@ -128,7 +128,7 @@ fn a_run_stopped_anywhere_goes_on_to_the_very_same_losses() {
     for entry in swiglu::ALL {
         for &precision in Precision::of_device(&device) {
             // Small batches: an epoch of several blocks, so that a stop falls inside one.
-            let config = Config { precision, batch_size: 4, ..config(entry.name) };
+            let config = Config { precision, batch_size: 4, lr: 0.004, ..config(entry.name) };
             let whole = train_on(&device, &config, bars(), None, None);
             let first = train_on(&device, &config, bars(), None, Some(5));
             let saved = first.saved.as_ref().expect("a checkpoint");
@@ -146,7 +146,7 @@ fn a_checkpoint_goes_on_on_another_device() {
     let Some(device) = gpu() else { return };
     let cpu = cpu();
     for entry in swiglu::ALL {
-        let config = Config { batch_size: 4, ..config(entry.name) };
+        let config = Config { batch_size: 4, lr: 0.004, ..config(entry.name) };
         let whole = train_on(&cpu, &config, bars(), None, None).losses;
         for (one, other) in [(&cpu, &device), (&device, &cpu)] {
             let first = train_on(one, &config, bars(), None, Some(5));

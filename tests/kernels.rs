@@ -3,6 +3,7 @@
 //! It needs NVRTC and no GPU. Without NVRTC it says so and passes; MNIST_SWIGLU_REQUIRE_NVRTC=1 makes that a failure.
 
 use std::{
+    collections::HashSet,
     error::Error,
     sync::{
         Mutex,
@@ -12,11 +13,16 @@ use std::{
 
 use mnist_swiglu::{
     Kind,
-    device::cuda::{
-        cache::Cache,
-        compile::{Arch, Configuration},
-        nvrtc::Nvrtc,
-        sources,
+    device::{
+        Precision,
+        cuda::{
+            cache::Cache,
+            compile::{Arch, Configuration},
+            context::Chip,
+            nvrtc::Nvrtc,
+            sources,
+            tiles::{self, Tile},
+        },
     },
 };
 
@@ -86,7 +92,7 @@ fn configurations(file: &'static str, capability: u32) -> Vec<Configuration> {
             let aligned = *aligned;
             let mut add = |more: Defines| {
                 let defines = [vec![("PRECISION", precision), ("ALIGNED", aligned)], more].concat();
-                all.push(Configuration { file, defines, arch: Arch::sm(capability) });
+                all.push(Configuration { file, defines, arch: Arch::of_device(capability / 10, capability % 10) });
             };
             match product(file, precision, true) {
                 Some(defines) => add(defines),
@@ -150,6 +156,74 @@ fn every_kernel_compiles_for_every_architecture_and_the_main_ones_spill_no_regis
     // Each of three files, three precisions; and the large forward.
     let large = known.iter().filter(|arch| THOROUGH_ARCHS.contains(arch)).count();
     assert_eq!(watched.into_inner(), 9 * known.len() + 3 * large);
+}
+
+/// The configurations that the rules of `tiles` choose on a chip, over shapes from tiny to those of the tables.
+fn chosen(chip: Chip, arch: Arch) -> HashSet<Configuration> {
+    let mut all = HashSet::new();
+    let shapes =
+        [(1, 123, 431), (64, 512, 512), (1024, 512, 512), (64, 2048, 2048), (256, 2048, 2048), (256, 4096, 4096)];
+    for (number, &precision) in (0..).zip(Precision::ALL) {
+        for (batch, inputs, hidden) in shapes.into_iter().chain([(1024, 2048, 2048), (1024, 4096, 4096)]) {
+            let aligned = u32::from(inputs % 8 == 0 && hidden % 8 == 0);
+            let mut add = |file, tile: Tile, more: &[(&'static str, u32)]| {
+                let head = [("PRECISION", number), ("ALIGNED", aligned)];
+                let defines = [&head[..], &tile.defines(), more].concat();
+                all.insert(Configuration { file, defines, arch });
+            };
+            let (tile, splits) = tiles::forward(chip, precision, batch, inputs, hidden);
+            add("swiglu_fused_forward.cu", tile, &[("K_SPLITS", splits as u32)]);
+            let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(chip, precision, batch, inputs, hidden);
+            let [dx_cols, splits, dx_splits] = [dx_cols, splits, dx_splits].map(|number| number as u32);
+            for (saved, splits) in [(1, 1), (0, splits)] {
+                let more =
+                    [("DX_TILE_N", dx_cols), ("K_SPLITS", splits), ("DX_SPLITS", dx_splits), ("SAVED_GATES", saved)];
+                add("swiglu_fused_backward_dx.cu", tile, &more);
+            }
+            for update in [false, true] {
+                let tile = tiles::dwf(chip, precision, batch, inputs, hidden, update);
+                add("swiglu_fused_dwf.cu", tile, &[("UPDATE", u32::from(update))]);
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_tile_that_is_chosen_compiles_and_its_main_loop_keeps_its_registers() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let datacentre = Chip { multiprocessors: 132, shared_per_block: 227 << 10, shared_per_multiprocessor: 228 << 10 };
+    let laptop = Chip { multiprocessors: 20, shared_per_block: 99 << 10, shared_per_multiprocessor: 100 << 10 };
+    let chosen: Vec<Configuration> = [(datacentre, Arch::of_device(9, 0)), (laptop, Arch::of_device(8, 9))]
+        .into_iter()
+        .flat_map(|(chip, arch)| chosen(chip, arch))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+            scope.spawn(|| {
+                while let Some(configuration) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // Values that an epilogue reads once may go to the stack (kernels/README.md says which do); a forward
+                    // has none, and a main loop that spilled would show hundreds of bytes.
+                    let aligned = configuration.defines.contains(&("ALIGNED", 1));
+                    let allowed = match (configuration.file, aligned) {
+                        ("swiglu_fused_forward.cu", true) => 0,
+                        (_, true) => 64,
+                        (_, false) => 400,
+                    };
+                    let failure = match configuration.compile(nvrtc).map(|compiled| compiled.spilled_bytes()) {
+                        Ok(Some(bytes)) if bytes <= allowed => continue,
+                        Ok(bytes) => format!("{configuration} spills {bytes:?} bytes, {allowed} are allowed"),
+                        Err(error) => error.to_string(),
+                    };
+                    failures.lock().expect("no thread panics while it holds this").push(failure);
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no thread panicked");
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), chosen.len(), failures.join("\n"));
 }
 
 #[test]

@@ -22,9 +22,10 @@ impl Arch {
         Arch { capability, specific: false }
     }
 
-    /// The architecture of a device of compute capability `major`.`minor`.
+    /// The architecture of a device of compute capability `major`.`minor`, with the instructions of its own where a
+    /// generation has such (`sm_90a`, `sm_100a`): the machine code runs on just this device, so it may use them.
     pub const fn of_device(major: u32, minor: u32) -> Arch {
-        Arch::sm(major * 10 + minor)
+        Arch { capability: major * 10 + minor, specific: minor == 0 && (major == 9 || major == 10) }
     }
 }
 
@@ -147,6 +148,7 @@ mod tests {
             ["--gpu-architecture=sm_90a", "--std=c++17", "--ptxas-options=-v", "-DPRECISION=2", "-DALIGNED=0"];
         assert_eq!(configuration.options(), options);
         assert_eq!(configuration.to_string(), "sgd.cu for sm_90a PRECISION=2 ALIGNED=0");
-        assert_eq!(Arch::of_device(12, 0).to_string(), "sm_120");
+        let of = |major, minor| Arch::of_device(major, minor).to_string();
+        assert_eq!([of(8, 6), of(9, 0), of(10, 0), of(12, 0)], ["sm_86", "sm_90a", "sm_100a", "sm_120"]);
     }
 }

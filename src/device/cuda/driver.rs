@@ -46,9 +46,20 @@ impl Driver {
             ));
         }
         result::init().map_err(|cause| {
-            Error::new(Kind::Device, "the NVIDIA driver does not start")
-                .hint("is there a GPU, and may this user open /dev/nvidia*? nvidia-smi tells more")
-                .because(cause)
+            let hidden = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+            let none = cause.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE;
+            let (message, hint) = match hidden {
+                Some(value) if none => (
+                    "the NVIDIA driver shows no device",
+                    format!("CUDA_VISIBLE_DEVICES is set to {value:?}, which hides devices: unset it, or name one that is there"),
+                ),
+                _ if none => ("the NVIDIA driver shows no device", "nvidia-smi lists the GPUs of this machine".into()),
+                _ => (
+                    "the NVIDIA driver does not start",
+                    "is there a GPU, and may this user open /dev/nvidia*? nvidia-smi tells more".into(),
+                ),
+            };
+            Error::new(Kind::Device, message).hint(hint).because(cause)
         })?;
         Ok(Driver(()))
     }

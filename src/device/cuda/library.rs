@@ -77,7 +77,8 @@ impl Library {
     /// Libraries that it needs, which lie beside it and which the loader may not look for there.
     fn companions(self) -> &'static [&'static str] {
         match self {
-            Library::Nvrtc => &[],
+            // Some versions look for it by its name alone, which the loader does not know beside a library in a wheel.
+            Library::Nvrtc => &["nvrtc-builtins"],
             Library::Cublas => &["cublasLt"],
         }
     }

@@ -14,6 +14,7 @@
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
 //! | [`tiles`] | which tile a product is given |
 //! | [`ops`] | the operations of the network |
+//! | [`timing`] | device time of some work |
 //!
 //! Nothing here panics when a library is not there, and nothing of CUDA is needed to build it.
 
@@ -32,6 +33,7 @@ pub mod ops;
 mod places;
 pub mod sources;
 pub mod tiles;
+pub mod timing;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -118,8 +120,23 @@ impl Cuda {
     /// [`Kind::Device`] when driver, device, cuBLAS or NVRTC are missing or too old; the hint says what provides them.
     pub fn open(ordinal: usize) -> Result<Cuda> {
         let context = Context::open(ordinal)?;
-        // Asked for now, so that a missing library is told before any work is done.
-        nvrtc::Nvrtc::load()?;
+        // Asked for now, so that what is missing or too old is told before any work is done.
+        let (major, minor) = nvrtc::Nvrtc::load()?.version();
+        let driver = driver::Driver::start()?.cuda_version()?;
+        if driver.0 < major {
+            return Err(Error::new(
+                Kind::Device,
+                format!(
+                    "the NVIDIA driver runs CUDA up to {}.{}, and NVRTC {major}.{minor} compiles for a newer one",
+                    driver.0, driver.1
+                ),
+            )
+            .hint(format!(
+                "update the driver, or pip install nvidia-cuda-nvrtc-cu{0} nvidia-cublas-cu{0} and name their folders in {1}",
+                driver.0,
+                library::VARIABLE
+            )));
+        }
         let blas = Mutex::new(Blas::new(&context)?);
         let modules = Modules::new(&context, Cache::of_user());
         let scalars = context.allocate(8)?;
