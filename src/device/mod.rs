@@ -11,6 +11,7 @@ use crate::{
 use cpu::{
     Cpu,
     gemm::{View, gemm},
+    linear::linear,
     ops,
 };
 
@@ -284,8 +285,7 @@ impl Device {
                 Ok(())
             }
             Device::Cpu(cpu) => {
-                self.gemm(Layout::Nt, x, w, 0.0, y)?;
-                ops::add_bias(cpu, b.cpu()?, y.cpu_mut()?);
+                linear(cpu, x.cpu()?, w.cpu()?, b.cpu()?, y.cpu_mut()?);
                 Ok(())
             }
         }
