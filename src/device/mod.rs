@@ -14,6 +14,7 @@ use crate::{
 use cpu::{
     Cpu,
     gemm::{View, gemm},
+    linear::linear,
     ops,
 };
 use cuda::{Buffer, Cuda, Element, context::Memory};
@@ -459,13 +460,15 @@ impl Device {
         x.expect("linear", "x", x.rows(), inputs)?;
         b.value.expect("linear", "bias", 1, outputs)?;
         y.expect("linear", "y", x.rows(), outputs)?;
-        self.gemm(Layout::Nt, x, w.operand(), 0.0, y)?;
         match self {
             Device::Cpu(cpu) => {
-                ops::add_bias(cpu, b.value.cpu()?, y.cpu_mut()?);
+                linear(cpu, x.cpu()?, w.value.cpu()?, b.value.cpu()?, y.cpu_mut()?);
                 Ok(())
             }
-            Device::Cuda(cuda) => cuda.add_bias(&b.value, y),
+            Device::Cuda(cuda) => {
+                self.gemm(Layout::Nt, x, w.operand(), 0.0, y)?;
+                cuda.add_bias(&b.value, y)
+            }
         }
     }
 

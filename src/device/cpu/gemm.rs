@@ -88,26 +88,15 @@ pub fn gemm(cpu: &Cpu, a: View<'_>, b: View<'_>, beta: f32, c: &mut [f32]) -> Re
     Ok(())
 }
 
-/// Rows and columns of a panel: about two panels a thread, so that one slow core does not hold up the rest, but wide
-/// enough that packing the other operand, which each panel does for itself, stays a small part (about 256 x 256).
+/// Rows and columns of a panel: one panel a thread, or several of at most 1024 x 512, equally large. Each panel packs
+/// both operands for itself, so that more of them would pack more, and narrower ones than 64 are not worth it.
 fn panel_shape(m: usize, n: usize, threads: usize) -> (usize, usize) {
-    if threads == 1 {
-        return (m, n);
-    }
-    let (mut rows, mut cols) = (m.min(1024), n.min(512));
-    while m.div_ceil(rows) * n.div_ceil(cols) < 2 * threads {
-        // Halving the longer side keeps the packing of both operands low.
-        if cols >= rows && cols > 64 {
-            cols = cols.div_ceil(2).next_multiple_of(16);
-        } else if rows > 64 {
-            rows = rows.div_ceil(2).next_multiple_of(16);
-        } else if cols > 64 {
-            cols = cols.div_ceil(2).next_multiple_of(16);
-        } else {
-            break;
-        }
-    }
-    (rows, cols)
+    let (mut down, mut across) = (m.div_ceil(1024), n.div_ceil(512));
+    across = across.max(threads.div_ceil(down).min(n / 64));
+    down = down.max(threads.div_ceil(across).min(m / 64));
+    // The library's register tiles are up to 32 wide: edges of panels fall between them.
+    let even = |length: usize, parts: usize| length.div_ceil(parts).next_multiple_of(32).min(length);
+    (even(m, down), even(n, across))
 }
 
 #[cfg(test)]

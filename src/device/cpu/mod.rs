@@ -1,6 +1,7 @@
 //! The CPU: a pool of threads, an instruction set, and the operations of the network around the SwiGLU layer.
 
 pub mod gemm;
+pub mod linear;
 pub mod ops;
 pub mod simd;
 pub mod tile;
@@ -137,6 +138,8 @@ impl<'a> SharedMut<'a> {
 thread_local! {
     /// One buffer a thread that packed panels are written to; it grows to the largest that was asked for.
     static SCRATCH: RefCell<AlignedVec> = RefCell::new(AlignedVec::default());
+    /// The same for panels that one thread lends to the tasks of all.
+    static SHARED: RefCell<AlignedVec> = RefCell::new(AlignedVec::default());
 }
 
 /// Lends `len` elements of this thread's buffer; what is in them is not defined.
@@ -145,4 +148,16 @@ pub fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
         buffer.grow(len);
         work(&mut buffer.as_mut_slice()[..len])
     })
+}
+
+/// Lends `len` elements that `work` may share between the tasks it starts; what is in them is not defined.
+///
+/// The buffer is taken out while it is lent: a thread that waits for its tasks may run another caller's work meanwhile,
+/// which then finds none and makes its own.
+pub fn with_shared_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    let mut buffer = SHARED.take();
+    buffer.grow(len);
+    let result = work(&mut buffer.as_mut_slice()[..len]);
+    SHARED.set(buffer);
+    result
 }

@@ -1,4 +1,4 @@
-//! The operations around the SwiGLU layer: gather, biases, the ten-wide head, softmax cross-entropy, SGD.
+//! The operations around the SwiGLU layer: gather, the ten-wide head, softmax cross-entropy, SGD.
 //!
 //! Every sum is taken in an order that the shapes alone decide, so that results do not depend on the number of threads.
 
@@ -13,11 +13,12 @@ const CHUNK: usize = 16 * 1024;
 
 /// x\[i\] = (images\[rows[i\]] / 255 - mean) / std, (B, 784), and labels\[i\] = all_labels\[rows[i\]].
 pub fn gather(cpu: &Cpu, images: &[u8], all_labels: &[u8], rows: &[u32], x: &mut [f32], labels: &mut [u8]) {
+    const IMAGES: usize = 16;
     // A byte has 256 values: the normalisation is a table.
     let table: [f32; 256] = std::array::from_fn(|byte| (byte as f32 / 255.0 - MEAN) / STD);
     let out = SharedMut::new(x);
-    cpu.for_each(rows.len().div_ceil(64), |task| {
-        for (i, &row) in rows.iter().enumerate().skip(task * 64).take(64) {
+    cpu.for_each(rows.len().div_ceil(IMAGES), |task| {
+        for (i, &row) in rows.iter().enumerate().skip(task * IMAGES).take(IMAGES) {
             // SAFETY: image i of the batch belongs to one task.
             let x = unsafe { out.slice(i * PIXELS, PIXELS) };
             for (x, &byte) in x.iter_mut().zip(&images[row as usize * PIXELS..][..PIXELS]) {
@@ -28,19 +29,6 @@ pub fn gather(cpu: &Cpu, images: &[u8], all_labels: &[u8], rows: &[u32], x: &mut
     for (label, &row) in labels.iter_mut().zip(rows) {
         *label = all_labels[row as usize];
     }
-}
-
-/// y\[i\] += bias for each row, (B, N) + (N).
-pub fn add_bias(cpu: &Cpu, bias: &[f32], y: &mut [f32]) {
-    let (n, out) = (bias.len(), SharedMut::new(y));
-    let (rows, batch) = (CHUNK.div_ceil(n), out.len / n);
-    cpu.for_each(batch.div_ceil(rows), |task| {
-        let (first, count) = (task * rows, rows.min(batch - task * rows));
-        // SAFETY: these rows belong to this task.
-        for row in unsafe { out.slice(first * n, count * n) }.chunks_exact_mut(n) {
-            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        }
-    });
 }
 
 /// sums\[j\] = sum over rows of y\[i\]\[j\], (B, N) -> (N).

@@ -1,6 +1,6 @@
 //! dWf: our own kernel, whose epilogue stores the gradient or applies SGD, and the library's product.
 
-use super::{ROW_TASK, Workspace, gate_stride, store_row};
+use super::{Workspace, gate_stride, store_row};
 use crate::{
     Result,
     device::{
@@ -11,7 +11,7 @@ use crate::{
             ops::sgd_vector,
             simd::{Simd, simd_dispatch},
             tile::{pack_columns, tile},
-            with_scratch,
+            with_shared_scratch,
         },
     },
     swiglu::reference::Dims,
@@ -31,31 +31,48 @@ enum Out<'a> {
     Step(SgdStep, SharedMut<'a>, SharedMut<'a>),
 }
 
+/// Floats of packed x that the tiles of a block of columns go through again and again: half of a 1 MB cache.
+const PACKED_X: usize = 128 * 1024;
+/// Rows of Wf of a task: a multiple of the rows of every register tile that leaves dozens of tasks to share.
+const ROW_TASK: usize = 24;
+
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), or the step of SGD that it stands for.
+///
+/// A task walks along its rows of Wf, so that weights and velocity are read and written in the order they lie in: going
+/// down one panel of columns instead, each line of them came from another page, and that took twice as long.
 pub fn backward_dwf(cpu: &Cpu, dims: Dims, x: &[f32], target: Target<'_>, workspace: &Workspace) {
     let Dims { batch, inputs, hidden } = dims;
     let width = cpu.isa().panel();
-    let across = inputs.div_ceil(width);
     let gates = workspace.gates.as_slice();
     let out = match target {
         Target::Buffer(dwf) => Out::Buffer(SharedMut::new(dwf)),
         Target::Step(rule, w, v) => Out::Step(rule, SharedMut::new(w), SharedMut::new(v)),
     };
-    cpu.for_each(across * (2 * hidden).div_ceil(ROW_TASK), |task| {
-        let (first, d) = (task / across * ROW_TASK, task % across * width);
-        let (rows, cols) = (ROW_TASK.min(2 * hidden - first), width.min(inputs - d));
-        with_scratch(batch * width, |panel| {
-            pack_columns(x, batch, inputs, d, cols, width, panel);
-            // SAFETY: rows first..first + rows, columns d..d + cols of dWf (or Wf) belong to this task.
-            unsafe { dwf_kernel(cpu.isa(), dims, gates, panel, first..first + rows, d..d + cols, &out) }
-        });
+    let size = batch * width;
+    let block = (PACKED_X / size).max(1).min(inputs.div_ceil(width));
+    with_shared_scratch(block * size, |scratch| {
+        for first in (0..inputs).step_by(block * width) {
+            let cols = first..inputs.min(first + block * width);
+            let panels = SharedMut::new(&mut *scratch);
+            cpu.for_each(cols.len().div_ceil(width), |p| {
+                let d = first + p * width;
+                // SAFETY: each panel belongs to one task.
+                let panel = unsafe { panels.slice(p * size, size) };
+                pack_columns(x, batch, inputs, d, width.min(cols.end - d), width, panel);
+            });
+            cpu.for_each((2 * hidden).div_ceil(ROW_TASK), |task| {
+                let rows = task * ROW_TASK..(2 * hidden).min((task + 1) * ROW_TASK);
+                // SAFETY: these rows of dWf (or Wf) belong to this task.
+                unsafe { dwf_kernel(cpu.isa(), dims, gates, scratch, rows, cols.clone(), &out) }
+            });
+        }
     });
 }
 
 simd_dispatch!(unsafe fn dwf_kernel(
     dims: Dims,
     gates: &[f32],
-    panel: &[f32],
+    panels: &[f32],
     rows: std::ops::Range<usize>,
     cols: std::ops::Range<usize>,
     out: &Out<'_>,
@@ -65,38 +82,48 @@ simd_dispatch!(unsafe fn dwf_kernel(
 unsafe fn dwf_tiles<S: Simd, const R: usize, const V: usize>(
     dims: Dims,
     gates: &[f32],
-    panel: &[f32],
+    panels: &[f32],
     rows: std::ops::Range<usize>,
     cols: std::ops::Range<usize>,
     out: &Out<'_>,
 ) {
-    let stride = gate_stride(dims.batch);
+    let (stride, width) = (gate_stride(dims.batch), V * S::LANES);
     for n in rows.clone().step_by(R) {
         let mut from = [gates.as_ptr(); R];
         for (r, row) in from.iter_mut().enumerate() {
             *row = gates[(n + r).min(rows.end - 1) * stride..].as_ptr();
         }
-        // SAFETY: each row holds a batch; the panel is batch x width.
-        let acc = unsafe { tile::<S, R, V>(dims.batch, from, 1, panel.as_ptr()) };
-        for (r, acc) in acc.iter().enumerate().take(rows.end - n) {
-            let at = (n + r) * dims.inputs + cols.start;
-            // SAFETY: these columns of row n + r belong to this task.
-            unsafe {
-                match out {
-                    Out::Buffer(dwf) => store_row::<S, V>(*acc, dwf.at(at), cols.len()),
-                    Out::Step(rule, w, v) if cols.len() == V * S::LANES => {
-                        for (i, grad) in acc.iter().enumerate() {
-                            sgd_vector::<S>(rule, w.at(at + i * S::LANES), v.at(at + i * S::LANES), *grad);
-                        }
-                    }
-                    Out::Step(rule, w, v) => {
-                        let mut grad = [0.0; 32];
-                        store_row::<S, V>(*acc, grad.as_mut_ptr(), V * S::LANES);
-                        let (w, v) = (w.slice(at, cols.len()), v.slice(at, cols.len()));
-                        for (i, (w, v)) in w.iter_mut().zip(v).enumerate() {
-                            rule.apply(w, v, grad[i]);
-                        }
-                    }
+        for (d, panel) in cols.clone().step_by(width).zip(panels.chunks_exact(dims.batch * width)) {
+            // SAFETY: each row holds a batch; the panel is batch x width.
+            let acc = unsafe { tile::<S, R, V>(dims.batch, from, 1, panel.as_ptr()) };
+            for (r, acc) in acc.iter().enumerate().take(rows.end - n) {
+                // SAFETY: row n + r belongs to this task, and the columns end with the matrix.
+                unsafe { finish_row::<S, V>(*acc, (n + r) * dims.inputs + d, width.min(cols.end - d), out) }
+            }
+        }
+    }
+}
+
+/// Stores `count` elements of a row of the gradient at `at`, or applies SGD to the weights there.
+///
+/// # Safety
+/// The instruction set of `S` is there; elements at..at + count are in the target, and no other task touches them.
+#[inline(always)]
+unsafe fn finish_row<S: Simd, const V: usize>(grad: [S::V; V], at: usize, count: usize, out: &Out<'_>) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        match out {
+            Out::Buffer(dwf) => store_row::<S, V>(grad, dwf.at(at), count),
+            Out::Step(rule, w, v) if count == V * S::LANES => {
+                for (i, grad) in grad.into_iter().enumerate() {
+                    sgd_vector::<S>(rule, w.at(at + i * S::LANES), v.at(at + i * S::LANES), grad);
+                }
+            }
+            Out::Step(rule, w, v) => {
+                let mut rest = [0.0; 32];
+                store_row::<S, V>(grad, rest.as_mut_ptr(), V * S::LANES);
+                for ((w, v), grad) in w.slice(at, count).iter_mut().zip(v.slice(at, count)).zip(rest) {
+                    rule.apply(w, v, grad);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! dx: the gate gradients times the packed weight, panel of inputs by panel of inputs.
 
-use super::{ROW_TASK, Workspace, gate_stride, store_row};
+use super::{Workspace, gate_stride, store_row};
 use crate::{
     device::cpu::{
         Cpu, SharedMut,
@@ -10,6 +10,9 @@ use crate::{
     },
     swiglu::reference::Dims,
 };
+
+/// Images of a task.
+const ROW_TASK: usize = 256;
 
 /// dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D).
 pub fn backward_dx(cpu: &Cpu, dims: Dims, wf: &[f32], dx: &mut [f32], workspace: &Workspace) {

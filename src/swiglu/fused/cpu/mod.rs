@@ -8,7 +8,7 @@
 //! | [`forward`] | 4 gate + 4 up rows x 32 images | hidden rows | x of 512 images, packed |
 //! | [`backward_gates`] | the same, then the gate's derivative | hidden rows | [dg \| du]^T, (2H, B) |
 //! | [`backward_dx`] | 8 images x 32 inputs over 2H | inputs | a panel of Wf a thread |
-//! | [`backward_dwf`] | 8 rows of Wf x 32 inputs over B | rows and inputs of Wf | a panel of x a thread |
+//! | [`backward_dwf`] | 8 rows of Wf x 32 inputs over B | rows of Wf | x of a block of inputs, packed |
 //!
 //! They win by what they leave out: g and u are not written and read again, the large operand is not packed, and the
 //! last kernel applies SGD to its tile while that is in registers. They lose where a library has a better kernel for
@@ -28,8 +28,6 @@ use crate::{device::cpu::simd::Simd, tensor::AlignedVec};
 const BATCH_BLOCK: usize = 512;
 /// Hidden rows of a task: a multiple of the gate rows of every register tile (4, 3, 2).
 const HIDDEN_TASK: usize = 24;
-/// Rows of Wf of a task of the weight gradient, and images of a task of dx.
-const ROW_TASK: usize = 256;
 /// Floats between the copied weight rows of a tile, beyond D, so that they do not all fall into one set of the cache.
 const PAD: usize = 16;
 
