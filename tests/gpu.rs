@@ -223,6 +223,6 @@ fn a_device_that_is_not_there_is_an_error_and_never_the_cpu() {
         assert!(Device::open("cuda", None).is_err());
         let (device, line) = Device::open("auto", None).expect("the CPU");
         assert_eq!(device.name(), "cpu");
-        assert!(line.contains("no GPU to use"), "{line}");
+        assert!(line.contains("no NVIDIA driver found") || line.contains("no GPU to use"), "{line}");
     }
 }

@@ -183,7 +183,10 @@ impl Device {
             "auto" => {
                 return match Cuda::open(0) {
                     Ok(cuda) => Device::on_gpu(cuda, "found"),
-                    // The first sentence of the reason: what to do about it is `doctor`'s to say.
+                    Err(_) if !cuda::driver::Driver::is_installed() => {
+                        Device::open_cpu(threads, "no NVIDIA driver found")
+                    }
+                    // What to do about it is `doctor`'s to say.
                     Err(error) => Device::open_cpu(threads, &format!("no GPU to use: {error}")),
                 };
             }

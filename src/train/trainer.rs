@@ -227,6 +227,7 @@ impl Trainer {
     /// # Errors
     /// When the loss is not finite, or the device fails.
     pub fn dry_run(&mut self) -> Result<DryRun> {
+        self.prepare()?; // what is compiled for the first step is no part of its time
         let batch = self.config.batch_size.min(self.splits.train.len());
         let order = rng::permutation(self.config.seed, 1, self.splits.train.len());
         let device = self.model.device().clone();
