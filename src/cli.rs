@@ -13,7 +13,7 @@ use crate::{
 /// Train MNIST from scratch and swap the SwiGLU layer to see what each implementation costs and buys.
 ///
 /// The network: Linear 784 -> width, `depth` SwiGLU layers, Linear -> 10; softmax cross-entropy; SGD with momentum.
-/// Everything runs on any CPU; nothing but this program is needed, and the MNIST files stand in data/.
+/// Everything runs on any CPU with nothing but this program, and on NVIDIA GPUs (--device cuda). The MNIST files stand in data/.
 #[derive(Debug, Parser)]
 #[command(name = "mnist-swiglu", version, propagate_version = true, max_term_width = 100)]
 pub struct Cli {

@@ -4,21 +4,26 @@
 #[path = "common/runs.rs"]
 mod runs;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use mnist_swiglu::{
     Kind, data,
     data::Dataset,
     device::{Device, cuda::Cuda},
     measure::check::{Case, SHAPES, check_layer, gates_of},
-    model::schedule::Schedule,
+    model::{checkpoint::Checkpoint, schedule::Schedule},
     swiglu::{self, Gates, Precision},
     train::config::{Config, NetworkConfig},
 };
-use runs::{Outcome, bars, config, train_on, trained};
+use runs::{Outcome, bars, config, trained};
 
-/// The first GPU, or None after saying that the test is skipped.
-fn gpu() -> Option<Device> {
+/// The first GPU, or None after saying that the test is skipped. One test at a time has it, as one run has: several
+/// streams at once are not how the program works, and not what these tests are about.
+fn gpu() -> Option<(MutexGuard<'static, ()>, Device)> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     match Device::open("cuda", None) {
-        Ok((device, _)) => Some(device),
+        Ok((device, _)) => Some((guard, device)),
         Err(error) => {
             let required = std::env::var_os("MNIST_SWIGLU_REQUIRE_CUDA").is_some_and(|value| value == "1");
             assert!(!required, "MNIST_SWIGLU_REQUIRE_CUDA=1: {error}");
@@ -36,6 +41,22 @@ fn cpu() -> Device {
 fn mnist() -> Dataset {
     let dir = std::env::var_os("MNIST_SWIGLU_DATA").map(std::path::PathBuf::from);
     data::load_from("mnist", dir.as_deref()).expect("MNIST")
+}
+
+/// Trains, and shows the error of a run that ends with one.
+fn train_on(
+    device: &Device,
+    config: &Config,
+    dataset: Dataset,
+    from: Option<&Checkpoint>,
+    stop_after: Option<usize>,
+) -> Outcome {
+    let outcome = runs::train_on(device, config, dataset, from, stop_after);
+    if let Some(error) = outcome.error.as_ref().filter(|error| error.kind() != Kind::Interrupted) {
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        panic!("{} {:?}: {error} ({cause})", config.swiglu, config.precision);
+    }
+    outcome
 }
 
 /// The default network, a short run of it.
@@ -59,7 +80,7 @@ fn small_mnist(swiglu: &str, precision: Precision) -> Config {
 
 #[test]
 fn every_implementation_and_precision_agrees_with_the_reference() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     for &dims in SHAPES {
         for &precision in Precision::of_device(&device) {
             let case = Case::in_precision(dims, 11, precision);
@@ -83,7 +104,7 @@ fn every_implementation_and_precision_agrees_with_the_reference() {
 
 #[test]
 fn the_first_hundred_losses_in_fp32_are_those_of_the_cpu() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     for name in trained() {
         let config = small_mnist(name, Precision::Fp32);
         let want = train_on(&cpu(), &config, mnist(), None, Some(100)).losses;
@@ -107,7 +128,7 @@ fn losses_and_weights(outcome: &Outcome) -> (Vec<u32>, Vec<(String, Vec<u32>)>) 
 
 #[test]
 fn the_same_run_twice_is_bit_identical() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     for entry in swiglu::ALL {
         for &precision in Precision::of_device(&device) {
             let config = Config { precision, ..config(entry.name) };
@@ -124,7 +145,7 @@ fn the_same_run_twice_is_bit_identical() {
 
 #[test]
 fn a_run_stopped_anywhere_goes_on_to_the_very_same_losses() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     for entry in swiglu::ALL {
         for &precision in Precision::of_device(&device) {
             // Small batches: an epoch of several blocks, so that a stop falls inside one.
@@ -143,7 +164,7 @@ fn a_run_stopped_anywhere_goes_on_to_the_very_same_losses() {
 
 #[test]
 fn a_checkpoint_goes_on_on_another_device() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     let cpu = cpu();
     for entry in swiglu::ALL {
         let config = Config { batch_size: 4, lr: 0.004, ..config(entry.name) };
@@ -161,7 +182,7 @@ fn a_checkpoint_goes_on_on_another_device() {
 
 #[test]
 fn frozen_weights_stay_and_clipping_works() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     let frozen = train_on(&device, &config("fused-frozen"), bars(), None, None);
     let start = mnist_swiglu::model::init::weights(48, 40, 2, 3);
     for (name, array) in &frozen.weights {
@@ -183,7 +204,7 @@ fn frozen_weights_stay_and_clipping_works() {
 
 #[test]
 fn gates_recomputed_and_saved_train_alike() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     for name in ["fused-frozen", "fused-python-grad", "fused-triton-grad"] {
         let run = |gates| train_on(&device, &Config { gates, ..config(name) }, bars(), None, None).losses;
         for (got, want) in run(Gates::Save).iter().zip(run(Gates::Recompute)).take(20) {
@@ -194,16 +215,16 @@ fn gates_recomputed_and_saved_train_alike() {
 
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run() {
-    let Some(device) = gpu() else { return };
+    let Some((_guard, device)) = gpu() else { return };
     let config = Config { lr: 1e6, ..config("fused-triton-grad") };
-    let outcome = train_on(&device, &config, bars(), None, None);
+    let outcome = runs::train_on(&device, &config, bars(), None, None);
     assert_eq!(outcome.error.expect("it diverges").kind(), Kind::Diverged);
     assert!(outcome.saved.is_none(), "nothing good was there to save");
 }
 
 #[test]
 fn memory_that_is_not_there_is_an_error_that_says_how_much_is() {
-    let Some(Device::Cuda(cuda)) = gpu() else { return };
+    let Some((_guard, Device::Cuda(cuda))) = gpu() else { return };
     let (_, total) = cuda.context().memory().expect("told");
     let error = cuda.context().allocate(total * 2).expect_err("twice the memory");
     assert_eq!(error.kind(), Kind::Device);
