@@ -8,7 +8,7 @@
 //! | [`train`], [`measure`], [`report`] | the loop with its run folder, timers and records, charts |
 //! | [`model`] | the MLP, its loss, SGD and its schedule, checkpoints |
 //! | [`swiglu`] | the layer: the maths, the trait, [`swiglu::ALL`], the f64 reference and the implementations |
-//! | [`device`] | the operations a device offers, and the CPU |
+//! | [`device`] | the operations a device offers, the CPU and NVIDIA GPUs |
 //! | [`tensor`] | shape and storage on a device |
 //! | [`data`] | find, fetch and verify MNIST; parse IDX; shuffle |
 //! | [`rng`] | seeded streams of random numbers |

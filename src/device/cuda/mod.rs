@@ -13,7 +13,7 @@
 //! | [`blas`] | cuBLAS |
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
 //! | [`tiles`] | which tile a product is given |
-//! | [`ops`] | the operations of the network |
+//! | [`ops`], [`head`] | the operations of the network |
 //! | [`timing`] | device time of some work |
 //!
 //! Nothing here panics when a library is not there, and nothing of CUDA is needed to build it.
@@ -25,6 +25,7 @@ pub mod context;
 pub mod driver;
 pub mod event;
 pub mod graph;
+pub mod head;
 pub mod library;
 pub mod log;
 pub mod modules;

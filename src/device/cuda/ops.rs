@@ -14,14 +14,14 @@ use super::{
 use crate::{
     Error, Kind, Result,
     data::{MEAN, PIXELS, STD},
-    device::{Layout, Rows, SgdStep, Tally},
+    device::{Layout, Rows, SgdStep},
     tensor::{Param, Tensor},
 };
 
 /// Partial sums of a tensor's squares: enough blocks to fill any chip.
 const PARTIALS: usize = 1024;
 
-fn grid(blocks: usize, threads: usize) -> Grid {
+pub(super) fn grid(blocks: usize, threads: usize) -> Grid {
     Grid { blocks, threads, shared: 0 }
 }
 
@@ -35,7 +35,7 @@ fn operand(tensor: &Tensor) -> Result<Operand> {
     Ok(Operand { pointer: buffer.memory.pointer(), element: buffer.element, shape: tensor.shape() })
 }
 
-fn pointer(tensor: &Tensor) -> Result<u64> {
+pub(super) fn pointer(tensor: &Tensor) -> Result<u64> {
     Ok(tensor.cuda()?.memory.pointer())
 }
 
@@ -268,126 +268,6 @@ impl Cuda {
         unsafe { self.launch(&configuration, "sgd_update", grid(count.div_ceil(1024), 256), &args) }
     }
 
-    /// Head rows that a block takes: four share each read of the weights when there are enough rows for every multiprocessor.
-    fn head(&self, batch: usize, hidden: usize) -> (super::compile::Configuration, Grid) {
-        let rows = if batch >= 512 { 4 } else { 1 };
-        let configuration = self.configuration("head.cu", self.is_aligned(hidden), &[("HEAD_ROWS", rows)]);
-        (configuration, grid(batch.div_ceil(rows as usize), 256))
-    }
-
-    /// logits = z W^T + b: (B, H) @ (H, 10) -> (B, 10).
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn head_forward(&self, z: &Tensor, w: &Tensor, b: &Tensor, logits: &mut Tensor) -> Result<()> {
-        let (batch, hidden) = z.shape();
-        let (configuration, grid) = self.head(batch, hidden);
-        let args = [
-            Pointer(self.expect_activation("head", "z", z)?),
-            Pointer(pointer(w)?),
-            Pointer(pointer(b)?),
-            Pointer(pointer(logits)?),
-            Int(int(batch)?),
-            Int(int(hidden)?),
-        ];
-        // SAFETY: the arguments are the kernel's, and shapes were checked.
-        unsafe { self.launch(&configuration, "head_forward", grid, &args) }
-    }
-
-    /// The head with softmax, cross-entropy and dlogits. In a captured step the losses go to the log; else they are waited
-    /// for and added to `tally`.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn head_loss(
-        &self,
-        z: &Tensor,
-        (w, b): (&Tensor, &Tensor),
-        labels: &Memory,
-        dlogits: Option<&mut Tensor>,
-        tally: &mut Tally,
-    ) -> Result<()> {
-        let (batch, hidden) = z.shape();
-        let (configuration, grid) = self.head(batch, hidden);
-        let dlogits = match dlogits {
-            Some(dlogits) => pointer(dlogits)?,
-            None => 0,
-        };
-        let losses = self.scratch("losses", batch * 4)?;
-        let counter = self.scratch("loss counter", 4)?;
-        let result = self.scratch("loss", 8)?;
-        let log = self.recording();
-        let (loss, hits, step) = log
-            .as_ref()
-            .map_or((result, result + 4, 0), |log| (log.losses().pointer(), log.hits().pointer(), log.step_pointer()));
-        let args = [
-            Pointer(self.expect_activation("head", "z", z)?),
-            Pointer(pointer(w)?),
-            Pointer(pointer(b)?),
-            Pointer(labels.pointer()),
-            Pointer(dlogits),
-            Pointer(losses),
-            Pointer(counter),
-            Pointer(loss),
-            Pointer(hits),
-            Pointer(step),
-            Int(int(batch)?),
-            Int(int(hidden)?),
-        ];
-        // SAFETY: the arguments are the kernel's, and shapes were checked; the counter is zero before and after.
-        unsafe { self.launch(&configuration, "head_loss", grid, &args)? };
-        if self.is_eager() {
-            let [loss, hits] = self.read_two_words(result)?;
-            tally.add(f32::from_bits(loss), hits, batch);
-        }
-        Ok(())
-    }
-
-    fn read_two_words(&self, source: u64) -> Result<[u32; 2]> {
-        let context = self.context();
-        context.bind()?;
-        let mut words = [0_u32; 2];
-        // SAFETY: the source has eight bytes; the target lives until the synchronisation.
-        unsafe { cudarc::driver::result::memcpy_dtoh_async(&mut words, source, context.stream()) }
-            .map_err(|cause| context.failed("be copied from", cause))?;
-        context.synchronize()?;
-        Ok(words)
-    }
-
-    /// dz = dlogits W: (B, 10) @ (10, H) -> (B, H); dW and db into their buffers, or straight into a step.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn head_backward(
-        &self,
-        z: &Tensor,
-        (weight, bias): (&mut Param, &mut Param),
-        dlogits: &Tensor,
-        dz: &mut Tensor,
-        step: Option<&SgdStep>,
-    ) -> Result<()> {
-        let (batch, hidden) = z.shape();
-        let (configuration, _) = self.head(batch, hidden);
-        let launch = grid(hidden.div_ceil(16), 1024);
-        let z = Pointer(self.expect_activation("head backward", "z", z)?);
-        let dz = Pointer(self.expect_activation("head backward", "dz", dz)?);
-        let dlogits = Pointer(pointer(dlogits)?);
-        let w = Pointer(pointer(&weight.value)?);
-        let sizes = [Int(int(batch)?), Int(int(hidden)?)];
-        if let Some(step) = step {
-            let step = step.for_param(weight.decays); // the kernel leaves the bias without decay
-            let v = Pointer(pointer(self.velocity_of(weight)?)?);
-            let (b, bv) = (Pointer(pointer(&bias.value)?), Pointer(pointer(self.velocity_of(bias)?)?));
-            let args = [&[z, w, v, b, bv, dlogits, dz], &self.sgd_args(&step)?[..], &sizes].concat();
-            // SAFETY: the arguments are the kernel's, and shapes were checked.
-            return unsafe { self.launch(&configuration, "head_backward_sgd", launch, &args) };
-        }
-        let (dw, db) = (Pointer(pointer(self.grad_of(weight)?)?), Pointer(pointer(self.grad_of(bias)?)?));
-        let args = [z, w, dlogits, dz, dw, db, sizes[0], sizes[1]];
-        // SAFETY: as above.
-        unsafe { self.launch(&configuration, "head_backward", launch, &args) }
-    }
-
     /// Clips the norm of all gradients together to `bound`: the scale goes where the kernels of the step read it. The norm,
     /// when somebody can wait for it.
     ///
@@ -413,5 +293,17 @@ impl Cuda {
             return Ok(None);
         }
         Ok(Some(f64::from(f32::from_bits(self.read_two_words(norm)?[0]))))
+    }
+
+    /// Two words of device memory, after all before them on the stream.
+    pub(super) fn read_two_words(&self, source: u64) -> Result<[u32; 2]> {
+        let context = self.context();
+        context.bind()?;
+        let mut words = [0_u32; 2];
+        // SAFETY: the source has eight bytes; the target lives until the synchronisation.
+        unsafe { cudarc::driver::result::memcpy_dtoh_async(&mut words, source, context.stream()) }
+            .map_err(|cause| context.failed("be copied from", cause))?;
+        context.synchronize()?;
+        Ok(words)
     }
 }

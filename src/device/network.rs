@@ -1,0 +1,232 @@
+//! The operations of the network that every SwiGLU implementation shares: products, the stem, the head with its loss, SGD.
+
+use super::{
+    Device, Layout, SgdStep,
+    cpu::{
+        gemm::{View, gemm},
+        linear::linear,
+        ops,
+    },
+    images::{Batch, Labels, Tally},
+};
+use crate::{
+    Error, Result,
+    data::CLASSES,
+    tensor::{Param, Tensor},
+};
+
+impl Device {
+    /// The library GEMM: c = op(a, b) + beta c.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, beta: f32, c: &mut Tensor) -> Result<()> {
+        match self {
+            Device::Cpu(cpu) => {
+                let a = View::new(a.cpu()?, a.rows(), a.cols());
+                let b = View::new(b.cpu()?, b.rows(), b.cols());
+                let (a, b) = match layout {
+                    Layout::Nt => (a, b.t()),
+                    Layout::Nn => (a, b),
+                    Layout::Tn => (a.t(), b),
+                };
+                c.expect("gemm", "c", a.rows, b.cols)?;
+                gemm(cpu, a, b, beta, c.cpu_mut()?)
+            }
+            Device::Cuda(cuda) => {
+                let (k, rows) = if layout == Layout::Tn { a.shape() } else { (a.cols(), a.rows()) };
+                let (b_k, cols) = if layout == Layout::Nt { (b.cols(), b.rows()) } else { b.shape() };
+                if k != b_k {
+                    return Err(Error::shape(format!(
+                        "gemm {layout:?}: a is {:?} and b is {:?}: they share no K",
+                        a.shape(),
+                        b.shape()
+                    )));
+                }
+                c.expect("gemm", "c", rows, cols)?;
+                cuda.gemm(layout, a, b, beta, c)
+            }
+        }
+    }
+
+    /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N).
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn linear(&self, x: &Tensor, w: &Param, b: &Param, y: &mut Tensor) -> Result<()> {
+        let (outputs, inputs) = w.value.shape();
+        x.expect("linear", "x", x.rows(), inputs)?;
+        b.value.expect("linear", "bias", 1, outputs)?;
+        y.expect("linear", "y", x.rows(), outputs)?;
+        match self {
+            Device::Cpu(cpu) => {
+                linear(cpu, x.cpu()?, w.value.cpu()?, b.value.cpu()?, y.cpu_mut()?);
+                Ok(())
+            }
+            Device::Cuda(cuda) => {
+                self.gemm(Layout::Nt, x, w.operand(), 0.0, y)?;
+                cuda.add_bias(&b.value, y)
+            }
+        }
+    }
+
+    /// dW = dy^T x: (N, B) @ (B, K) -> (N, K), and db = column sums of dy: into their buffers, and, when a step is given,
+    /// from there into the weights.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn linear_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        (w, b): (&mut Param, &mut Param),
+        step: Option<&SgdStep>,
+    ) -> Result<()> {
+        dy.expect("linear backward", "dy", x.rows(), w.value.rows())?;
+        x.expect("linear backward", "x", dy.rows(), w.value.cols())?;
+        let shape = w.value.shape();
+        self.gemm(Layout::Tn, dy, x, 0.0, self.velocity(&mut w.grad, shape)?)?;
+        if let Device::Cuda(cuda) = self {
+            cuda.bias_gradient(dy, b, step)?;
+            return step.map_or(Ok(()), |step| cuda.sgd(step, w));
+        }
+        if let Device::Cpu(cpu) = self {
+            let shape = b.value.shape();
+            ops::column_sums(cpu, dy.cpu()?, self.velocity(&mut b.grad, shape)?.cpu_mut()?);
+        }
+        let Some(step) = step else { return Ok(()) };
+        self.sgd(step, w)?;
+        self.sgd(step, b)
+    }
+
+    /// logits = z W^T + b for ten classes: (B, H) @ (H, 10) -> (B, 10). A product would waste most of its tile.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn head(&self, z: &Tensor, w: &Param, b: &Param, logits: &mut Tensor) -> Result<()> {
+        w.value.expect("head", "weight", CLASSES, z.cols())?;
+        b.value.expect("head", "bias", 1, CLASSES)?;
+        logits.expect("head", "logits", z.rows(), CLASSES)?;
+        match self {
+            Device::Cpu(cpu) => {
+                ops::head_forward(cpu, z.cpu()?, w.value.cpu()?, b.value.cpu()?, logits.cpu_mut()?);
+                Ok(())
+            }
+            Device::Cuda(cuda) => cuda.head_forward(z, &w.value, &b.value, logits),
+        }
+    }
+
+    /// The head, softmax cross-entropy over its logits, and dlogits of the mean loss when wanted. Losses and hits are added
+    /// to the tally; in a step that is being captured they go to its log instead. A GPU writes no logits: it is one kernel.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn head_loss(
+        &self,
+        z: &Tensor,
+        (w, b): (&Param, &Param),
+        batch: &Batch,
+        logits: &mut Tensor,
+        dlogits: Option<&mut Tensor>,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        z.expect("head loss", "z", batch.x.rows(), w.value.cols())?;
+        if let Some(dlogits) = &dlogits {
+            dlogits.expect("head loss", "dlogits", z.rows(), CLASSES)?;
+        }
+        match (self, &batch.labels) {
+            (Device::Cpu(_), Labels::Cpu(labels)) => {
+                self.head(z, w, b, logits)?;
+                let dlogits = dlogits.map(Tensor::cpu_mut).transpose()?;
+                ops::softmax_cross_entropy(logits.cpu()?, labels, dlogits, &mut tally.loss_sum, &mut tally.correct);
+                tally.count += labels.len() as u64;
+                Ok(())
+            }
+            (Device::Cuda(cuda), Labels::Cuda(labels)) => {
+                cuda.head_loss(z, (&w.value, &b.value), labels, dlogits, tally)
+            }
+            _ => Err(Error::shape("head loss: the batch is on another device")),
+        }
+    }
+
+    /// dz = dlogits W: (B, 10) @ (10, H) -> (B, H); dW = dlogits^T z: (10, B) @ (B, H) -> (10, H) and db: into their
+    /// buffers or, when a step is given, into the weights.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn head_backward(
+        &self,
+        z: &Tensor,
+        (w, b): (&mut Param, &mut Param),
+        dlogits: &Tensor,
+        dz: &mut Tensor,
+        step: Option<&SgdStep>,
+    ) -> Result<()> {
+        dlogits.expect("head backward", "dlogits", z.rows(), CLASSES)?;
+        dz.expect("head backward", "dz", z.rows(), z.cols())?;
+        w.value.expect("head backward", "weight", CLASSES, z.cols())?;
+        match self {
+            Device::Cpu(cpu) => {
+                ops::head_backward_dx(cpu, dlogits.cpu()?, w.value.cpu()?, dz.cpu_mut()?);
+                let (w_shape, b_shape) = (w.value.shape(), b.value.shape());
+                let dw = self.velocity(&mut w.grad, w_shape)?.cpu_mut()?;
+                let db = self.velocity(&mut b.grad, b_shape)?.cpu_mut()?;
+                ops::head_backward_dw(cpu, dlogits.cpu()?, z.cpu()?, dw, db);
+                let Some(step) = step else { return Ok(()) };
+                self.sgd(step, w)?;
+                self.sgd(step, b)
+            }
+            Device::Cuda(cuda) => cuda.head_backward(z, (w, b), dlogits, dz, step),
+        }
+    }
+
+    /// One step of SGD on a parameter that has a gradient; a parameter without one is left alone.
+    ///
+    /// # Errors
+    /// When the velocity cannot be made.
+    pub fn sgd(&self, step: &SgdStep, param: &mut Param) -> Result<()> {
+        match self {
+            Device::Cpu(cpu) => {
+                let Param { value, velocity, grad: Some(grad), decays, .. } = param else { return Ok(()) };
+                let velocity = self.velocity(velocity, value.shape())?;
+                ops::sgd(cpu, step, *decays, value.cpu_mut()?, velocity.cpu_mut()?, grad.cpu()?);
+                Ok(())
+            }
+            Device::Cuda(cuda) => cuda.sgd(step, param),
+        }
+    }
+
+    /// The velocity of a parameter, made of zeros when it is not there yet.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn velocity<'a>(&self, slot: &'a mut Option<Tensor>, shape: (usize, usize)) -> Result<&'a mut Tensor> {
+        if slot.is_none() {
+            *slot = Some(self.zeros(shape.0, shape.1)?);
+        }
+        slot.as_mut().ok_or_else(|| Error::shape("velocity: no tensor"))
+    }
+
+    /// Clips the norm of all gradients together to `bound`, as PyTorch does: `step` is changed to scale them. The norm,
+    /// where it is known at once (a captured step leaves it on the device).
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clip(&self, grads: &[&Tensor], bound: f32, step: &mut SgdStep) -> Result<Option<f64>> {
+        match self {
+            Device::Cpu(cpu) => {
+                let mut sum = 0.0;
+                for grad in grads {
+                    sum += ops::sum_of_squares(cpu, grad.cpu()?);
+                }
+                let norm = sum.sqrt();
+                step.scale = (f64::from(bound) / (norm + 1e-6)).min(1.0) as f32;
+                Ok(Some(norm))
+            }
+            Device::Cuda(cuda) => {
+                step.device_scale = true;
+                cuda.clip(grads, bound)
+            }
+        }
+    }
+}
