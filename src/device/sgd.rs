@@ -14,7 +14,7 @@ pub struct SgdStep {
     pub nesterov: bool,
     /// Factor of the gradient: below 1 when the global norm is clipped.
     pub scale: f32,
-    /// The factor is the one that [`Device::clip`] left on the device, and `scale` is not read.
+    /// The factor is the one that [`super::Device::clip`] left on the device, and `scale` is not read.
     pub device_scale: bool,
 }
 
