@@ -1,4 +1,4 @@
-//! `cargo bench`: the library GEMM at the shapes of a training step, and the four implementations' forward and backward.
+//! `cargo bench`: the library GEMM at the shapes of a training step, the stem, and the four implementations' forward and backward.
 //!
 //! Times are wall clock on the threads that `RAYON_NUM_THREADS` gives, over random operands. Each implementation is
 //! checked against the f64 reference before it is timed.
@@ -39,6 +39,25 @@ fn gemm(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements((2 * m * n * k) as u64));
         group.bench_function(BenchmarkId::new(name, format!("{m}x{n}x{k}")), |bencher| {
             device.install(|| bencher.iter(|| device.gemm(layout, &a, &b, 0.0, black_box(&mut c)).expect("a product")));
+        });
+    }
+}
+
+/// The stem's forward, by the library and by the kernel that the network uses: where packing the weights starts to pay.
+fn stem(criterion: &mut Criterion) {
+    let device = Device::open("cpu", None).expect("a CPU").0;
+    let (inputs, outputs) = (784, 512);
+    let random = |rows, cols, i| device.upload(rows, cols, &normal(1, Purpose::Operand(i), rows * cols, 1.0));
+    let (w, bias) = (random(outputs, inputs, 0).expect("w"), random(1, outputs, 1).expect("bias"));
+    let mut group = criterion.benchmark_group(format!("stem {inputs} -> {outputs}"));
+    for batch in [1, 8, 16, 64, 512] {
+        let (x, mut y) = (random(batch, inputs, 2).expect("x"), device.zeros(batch, outputs).expect("y"));
+        group.throughput(Throughput::Elements((2 * batch * inputs * outputs) as u64));
+        group.bench_function(BenchmarkId::new("library", batch), |bencher| {
+            device.install(|| bencher.iter(|| device.gemm(Layout::Nt, &x, &w, 0.0, black_box(&mut y)).expect("y")));
+        });
+        group.bench_function(BenchmarkId::new("own", batch), |bencher| {
+            device.install(|| bencher.iter(|| device.linear(&x, &w, &bias, black_box(&mut y)).expect("y")));
         });
     }
 }
@@ -93,6 +112,6 @@ fn layers(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).warm_up_time(std::time::Duration::from_millis(300)).measurement_time(std::time::Duration::from_secs(1));
-    targets = gemm, layers
+    targets = gemm, stem, layers
 }
 criterion_main!(benches);

@@ -110,16 +110,16 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 64, value_name = "N", help_heading = "Training", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub batch_size: u32,
     /// Peak learning rate
-    #[arg(long, default_value_t = 0.0034, value_name = "X", help_heading = "Training", value_parser = number(0.0, 1e6, "a finite number, 0 or more"))]
+    #[arg(long, default_value_t = 0.0034, value_name = "X", help_heading = "Training", allow_negative_numbers = true, value_parser = number(0.0, 1e6, "a finite number, 0 or more"))]
     pub lr: f32,
     /// Momentum of SGD
-    #[arg(long, default_value_t = 0.95, value_name = "X", help_heading = "Training", value_parser = number(0.0, 0.99999, "at least 0 and below 1"))]
+    #[arg(long, default_value_t = 0.95, value_name = "X", help_heading = "Training", allow_negative_numbers = true, value_parser = number(0.0, 0.99999, "at least 0 and below 1"))]
     pub momentum: f32,
     /// Nesterov's momentum
     #[arg(long, help_heading = "Training")]
     pub nesterov: bool,
     /// L2 penalty added to each weight's gradient (biases are left alone)
-    #[arg(long, default_value_t = 0.0005, value_name = "X", help_heading = "Training", value_parser = number(0.0, 1e6, "a finite number, 0 or more"))]
+    #[arg(long, default_value_t = 0.0005, value_name = "X", help_heading = "Training", allow_negative_numbers = true, value_parser = number(0.0, 1e6, "a finite number, 0 or more"))]
     pub weight_decay: f32,
     /// Schedule of the learning rate
     #[arg(long, value_enum, default_value_t, value_name = "NAME", help_heading = "Training")]
@@ -131,10 +131,10 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 2, value_name = "EPOCHS", help_heading = "Training", value_parser = clap::value_parser!(u32).range(1..))]
     pub lr_step: u32,
     /// For --schedule step: factor of each drop
-    #[arg(long, default_value_t = 0.1, value_name = "X", help_heading = "Training", value_parser = number(0.0, 1.0, "between 0 and 1"))]
+    #[arg(long, default_value_t = 0.1, value_name = "X", help_heading = "Training", allow_negative_numbers = true, value_parser = number(0.0, 1.0, "between 0 and 1"))]
     pub lr_gamma: f32,
     /// Scale the gradients so that their global norm is at most X
-    #[arg(long, value_name = "X", help_heading = "Training", value_parser = number(1e-12, 1e12, "a finite number above 0"))]
+    #[arg(long, value_name = "X", help_heading = "Training", allow_negative_numbers = true, value_parser = number(1e-12, 1e12, "a finite number above 0"))]
     pub clip_norm: Option<f32>,
     /// Seed of the weights, the order of the images and the validation split
     #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Training")]

@@ -70,6 +70,7 @@ fn a_wrong_command_line_exits_with_2_and_says_what_to_do() {
     for (args, fragments) in [
         ("train --swiglu fussed", ["fussed", "fused-frozen"]),
         ("train --lr nan", ["--lr", "finite"]),
+        ("train --lr -1", ["--lr", "finite"]),
         ("train --momentum 1", ["--momentum", "below 1"]),
         ("train --batch-size 0", ["--batch-size", "1..=60000"]),
         ("train --precision tf32 --dataset bars/", ["tf32", "--precision fp32"]),

@@ -91,8 +91,10 @@ pub fn end_line(end: &End) -> String {
         (Some(accuracy), Some(epoch)) => format!("; best test accuracy {} in epoch {epoch}", percent(accuracy)),
         _ => String::new(),
     };
+    // The totals are those of whole epochs: the steps of the one that was interrupted are counted when it ends.
+    let (of, then) = if end.interrupted { ("whole epochs: ", ";") } else { ("", ",") };
     format!(
-        "{how} {epochs}{best}; training {} s, inference {} s, wall clock {} s",
+        "{how} {epochs}{best}; {of}training {} s, inference {} s{then} wall clock {} s",
         fixed(end.total_train_ms / 1000.0, 2),
         fixed(end.total_infer_ms / 1000.0, 2),
         fixed(end.total_wall_ms / 1000.0, 2)
@@ -227,7 +229,7 @@ mod tests {
         );
         assert_eq!(
             end_line(&End::of(&[], 100.0, true)),
-            "interrupted after 0 epochs; training 0.00 s, inference 0.00 s, wall clock 0.10 s"
+            "interrupted after 0 epochs; whole epochs: training 0.00 s, inference 0.00 s; wall clock 0.10 s"
         );
     }
 }

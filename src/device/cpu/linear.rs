@@ -2,8 +2,8 @@
 //!
 //! A library packs the large operand, here the weights, for every product; with 64 images that is a third of its time.
 //! Here weights are read where they stand, one broadcast at a time, and the images are packed: vectors run along the
-//! batch, as in the fused SwiGLU kernels. It reads x, W and b once from memory and writes y; with a batch far below 32
-//! the vectors are filled badly, and the library would be faster.
+//! batch, as in the fused SwiGLU kernels. It reads x, W and b from memory and writes y. It never lost to the library at
+//! 1 to 512 images (`cargo bench -- stem`), although below 32 it computes lanes that nobody reads.
 
 use super::{
     Cpu, SharedMut,
