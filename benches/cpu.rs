@@ -11,6 +11,7 @@ use mnist_swiglu::{
     measure::check::{Case, check_layer, gates_of},
     rng::{Purpose, normal},
     swiglu::{self, GateUp, LayerConfig, Pass, Precision, WeightGrad, reference::Dims, reference::Operands},
+    tensor::Param,
 };
 
 /// (name, layout, M, N, K): the products of a step at B = 64, D = H = 512, then of a wide layer.
@@ -48,13 +49,15 @@ fn stem(criterion: &mut Criterion) {
     let device = Device::open("cpu", None).expect("a CPU").0;
     let (inputs, outputs) = (784, 512);
     let random = |rows, cols, i| device.upload(rows, cols, &normal(1, Purpose::Operand(i), rows * cols, 1.0));
-    let (w, bias) = (random(outputs, inputs, 0).expect("w"), random(1, outputs, 1).expect("bias"));
+    let w = Param::new(random(outputs, inputs, 0).expect("w"), true);
+    let bias = Param::new(random(1, outputs, 1).expect("bias"), false);
     let mut group = criterion.benchmark_group(format!("stem {inputs} -> {outputs}"));
     for batch in [1, 8, 16, 64, 512] {
         let (x, mut y) = (random(batch, inputs, 2).expect("x"), device.zeros(batch, outputs).expect("y"));
         group.throughput(Throughput::Elements((2 * batch * inputs * outputs) as u64));
         group.bench_function(BenchmarkId::new("library", batch), |bencher| {
-            device.install(|| bencher.iter(|| device.gemm(Layout::Nt, &x, &w, 0.0, black_box(&mut y)).expect("y")));
+            device
+                .install(|| bencher.iter(|| device.gemm(Layout::Nt, &x, &w.value, 0.0, black_box(&mut y)).expect("y")));
         });
         group.bench_function(BenchmarkId::new("own", batch), |bencher| {
             device.install(|| bencher.iter(|| device.linear(&x, &w, &bias, black_box(&mut y)).expect("y")));
