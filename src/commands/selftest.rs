@@ -24,16 +24,16 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         [] => SHAPES.to_vec(),
         texts => texts.iter().map(|text| parse_shape(text)).collect::<Result<_>>()?,
     };
-    if !args.json {
-        out::print_line(&format!("device: {chosen}"))?;
-        out::print_line(&header())?;
-    }
-    let (mut total, mut failed) = (0, 0);
     let precisions: Vec<Precision> = match args.precision.as_slice() {
         [] => Precision::of_device(&device).to_vec(),
         asked => asked.to_vec(),
     };
     precisions.iter().try_for_each(|precision| precision.check(&device))?;
+    if !args.json {
+        out::print_line(&format!("device: {chosen}"))?;
+        out::print_line(&header())?;
+    }
+    let (mut total, mut failed) = (0, 0);
     for dims in shapes {
         for &precision in &precisions {
             let case = Case::in_precision(dims, args.seed, precision);

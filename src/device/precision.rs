@@ -70,7 +70,7 @@ impl Precision {
             "--precision {}: these numbers are made by an NVIDIA GPU's tensor cores; the CPU computes in fp32",
             self.name()
         ))
-        .hint("use --precision fp32"))
+        .hint("use --precision fp32, or --device cuda on a machine with an NVIDIA GPU"))
     }
 }
 
