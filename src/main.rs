@@ -32,6 +32,8 @@ fn run(command: Command) -> Result<()> {
             commands::doctor::run(&args, data)
         }
         Command::Selftest(args) => commands::selftest::run(args),
+        Command::Bench(args) => commands::bench::run(args),
+        Command::Compare(args) => commands::compare::run(args),
         Command::Completions(args) => commands::completions::run(args),
     }
 }

@@ -2,4 +2,7 @@
 
 pub mod canvas;
 pub mod curves;
+pub mod layer_table;
 pub mod palette;
+pub mod table;
+pub mod training_table;

@@ -145,6 +145,11 @@ impl Precision {
         }
     }
 
+    /// The precisions that the device has.
+    pub fn of_device(device: &Device) -> Vec<Precision> {
+        Self::value_variants().iter().copied().filter(|precision| precision.check(device).is_ok()).collect()
+    }
+
     /// Refuses a precision that the device does not have, with the reason.
     ///
     /// # Errors
