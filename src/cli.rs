@@ -42,6 +42,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Train several implementations from one seed, an epoch of each in turn, and compare what they cost and buy
     Compare(CompareArgs),
+    /// Write a page with tables and advice from the records of bench and compare
+    Report(ReportArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -428,4 +430,15 @@ pub struct CompareArgs {
     /// Where the work is done.
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Flags of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Files of records, or folders of .jsonl files [default: reports/measured]
+    #[arg(value_name = "FILE|DIR")]
+    pub records: Vec<PathBuf>,
+    /// Folder of the report
+    #[arg(long, value_name = "DIR", default_value = "reports/measured/report")]
+    pub out: PathBuf,
 }

@@ -299,6 +299,10 @@ fn bench_writes_a_record_a_case_and_prints_the_tables_of_every_implementation() 
     }
     let kept = std::fs::read_to_string(folder.join("m/bench.jsonl")).expect("records");
     assert!(kept.ends_with(&json), "what is printed is what is kept, after the first run's records");
+    assert!(stdout(&run(&folder.0, "report m --out r")).contains("index.html"));
+    let page = std::fs::read_to_string(folder.join("r/index.html")).expect("a page");
+    assert!(page.contains("Which one should I use") && !page.contains("http") && !page.contains("src="), "{page}");
+    assert!(std::fs::read_to_string(folder.join("r/report.md")).expect("Markdown").contains("| liger-style |"));
     let error = failure(&run(&folder.0, "bench --batch 3 --dim 5 --swiglu fused-frozen --pass step --out m"), 2);
     assert!(error.contains("nothing to measure"), "{error}");
     std::fs::write(folder.join("file"), "x").expect("written");

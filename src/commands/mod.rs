@@ -12,6 +12,7 @@ pub mod load;
 pub mod out;
 pub mod predict;
 pub mod predict_output;
+pub mod report;
 pub mod selftest;
 pub mod terminal_picture;
 pub mod train;
