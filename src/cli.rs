@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValu
 
 use crate::swiglu;
 use crate::{
+    measure::{timer::Cache, work},
     model::schedule::Schedule,
     swiglu::{Gates, Precision},
 };
@@ -37,6 +38,12 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Check every SwiGLU implementation against the f64 reference on this machine
     Selftest(SelftestArgs),
+    /// Measure the SwiGLU layer alone: each implementation and pass, checked, then timed beside its floor
+    Bench(BenchArgs),
+    /// Train several implementations from one seed, an epoch of each in turn, and compare what they cost and buy
+    Compare(CompareArgs),
+    /// Write a page with tables and advice from the records of bench and compare
+    Report(ReportArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -339,4 +346,110 @@ pub struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
+}
+
+/// Flags of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Batch sizes [default: 64,512 on a CPU; 64,256,1024 on a GPU]
+    #[arg(long, value_name = "B,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub batch: Vec<u32>,
+    /// Inputs of the layer [default: 512,1024 on a CPU; 2048,4096 on a GPU]
+    #[arg(long, value_name = "D,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub dim: Vec<u32>,
+    /// Outputs of the layer; the default is the inputs
+    #[arg(long, value_name = "H,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub hidden: Vec<u32>,
+    /// Precisions of the products; the default is all that the device has
+    #[arg(long, value_enum, value_name = "NAME,..", value_delimiter = ',')]
+    pub precision: Vec<Precision>,
+    /// Passes; the default is all
+    #[arg(long, value_enum, value_name = "NAME,..", value_delimiter = ',')]
+    pub pass: Vec<work::Pass>,
+    /// Implementations; the default is all
+    #[arg(long, value_parser = swiglu_choices(), value_name = "NAME,..", value_delimiter = ',')]
+    pub swiglu: Vec<String>,
+    /// Whether g and u are kept for the backward; the default is both ways
+    #[arg(long, value_enum, value_name = "MODE,..", value_delimiter = ',')]
+    pub gates: Vec<Gates>,
+    /// What the caches hold when a call begins; the default is both
+    #[arg(long, value_enum, value_name = "STATE,..", value_delimiter = ',')]
+    pub cache: Vec<Cache>,
+    /// Seed of the random operands
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Folder of the records (bench.jsonl, appended to) [default: reports/measured]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The records on standard output, one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Where the work is done.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Shapes of the network that `compare` trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// D = H = 512, batch 64
+    #[default]
+    Default,
+    /// The large one: D = H = 2048, batch 64
+    Seed,
+}
+
+/// Flags of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareArgs {
+    /// Implementations; the default is all
+    #[arg(long, value_parser = swiglu_choices(), value_name = "NAME,..", value_delimiter = ',')]
+    pub swiglu: Vec<String>,
+    /// Shapes of the network
+    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
+    pub preset: Preset,
+    /// Outputs of the stem, and inputs of the layer; the default is the preset's
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub width: Option<u32>,
+    /// Outputs of the layer; the default is --width
+    #[arg(long, value_name = "H", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub hidden: Option<u32>,
+    /// Images a step; the default is the preset's
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub batch_size: Option<u32>,
+    /// Passes over the training images
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub epochs: u32,
+    /// Whether the fused forward keeps g and u for the backward
+    #[arg(long, value_enum, default_value_t, value_name = "MODE")]
+    pub gates: Gates,
+    /// Precision of the products
+    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
+    pub precision: Precision,
+    /// Seed of weights and order
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Folder of the records (compare.jsonl, appended to) [default: reports/measured]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The records on standard output, one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Where the data is.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where the work is done.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Flags of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Files of records, or folders of .jsonl files [default: reports/measured]
+    #[arg(value_name = "FILE|DIR")]
+    pub records: Vec<PathBuf>,
+    /// Folder of the report
+    #[arg(long, value_name = "DIR", default_value = "reports/measured/report")]
+    pub out: PathBuf,
 }

@@ -32,6 +32,9 @@ fn run(command: Command) -> Result<()> {
             commands::doctor::run(&args, data)
         }
         Command::Selftest(args) => commands::selftest::run(args),
+        Command::Bench(args) => commands::bench::run(args),
+        Command::Compare(args) => commands::compare::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Completions(args) => commands::completions::run(args),
     }
 }

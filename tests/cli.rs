@@ -282,6 +282,54 @@ fn selftest_doctor_completions_and_verify_work() {
 }
 
 #[test]
+fn bench_writes_a_record_a_case_and_prints_the_tables_of_every_implementation() {
+    let folder = Folder::new("bench");
+    let text = stdout(&run(&folder.0, "bench --batch 3 --dim 5 --hidden 7 --out m"));
+    for name in mnist_swiglu::swiglu::ALL.iter().map(|entry| entry.name) {
+        assert!(text.contains(name), "{name}\n{text}");
+    }
+    let json = stdout(&run(&folder.0, "bench --batch 3 --dim 5 --pass step --cache warm --json --out m"));
+    let printed = events(&json);
+    for record in printed.iter().filter(|record| record["bench"] == "swiglu") {
+        assert_eq!(
+            (&record["ok"], &record["pass"], &record["B"]),
+            (&true.into(), &"step".into(), &3.into()),
+            "{record}"
+        );
+        assert!(record["median_ms"].as_f64() > Some(0.0) && record["origin"]["commit"].is_string(), "{record}");
+    }
+    let kept = std::fs::read_to_string(folder.join("m/bench.jsonl")).expect("records");
+    assert!(kept.ends_with(&json), "what is printed is what is kept, after the first run's records");
+    assert!(stdout(&run(&folder.0, "report m --out r")).contains("index.html"));
+    let page = std::fs::read_to_string(folder.join("r/index.html")).expect("a page");
+    assert!(page.contains("Which one should I use") && !page.contains("http") && !page.contains("src="), "{page}");
+    assert!(std::fs::read_to_string(folder.join("r/report.md")).expect("Markdown").contains("| liger-style |"));
+    let error = failure(&run(&folder.0, "bench --batch 3 --dim 5 --swiglu fused-frozen --pass step --out m"), 2);
+    assert!(error.contains("nothing to measure"), "{error}");
+    std::fs::write(folder.join("file"), "x").expect("written");
+    let error = failure(&run(&folder.0, "bench --batch 3 --dim 5 --out file"), 1);
+    assert!(error.contains("file") && error.contains("hint:"), "{error}");
+}
+
+#[test]
+fn compare_trains_all_from_one_seed_and_marks_the_one_that_does_not_learn() {
+    let folder = Folder::new("compare");
+    bars(&folder.0);
+    let text = stdout(&run(&folder.0, "compare --dataset bars/ --width 16 --epochs 2 --out m"));
+    assert!(text.contains("End to end") && text.contains("* less work"), "{text}");
+    let kept = std::fs::read_to_string(folder.join("m/compare.jsonl")).expect("records");
+    let records = events(&kept);
+    assert_eq!(records.len(), mnist_swiglu::swiglu::ALL.len());
+    for record in &records {
+        assert_eq!(record["epochs"].as_array().map(Vec::len), Some(2), "{record}");
+        let rows = record["confusion"].as_array().expect("a matrix");
+        let images: u64 =
+            rows.iter().flat_map(|row| row.as_array().into_iter().flatten()).filter_map(|n| n.as_u64()).sum();
+        assert_eq!(images, 200, "every test image is counted once");
+    }
+}
+
+#[test]
 fn help_is_what_it_was() {
     let folder = Folder::new("help");
     for (name, args) in

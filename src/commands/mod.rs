@@ -1,14 +1,18 @@
 //! One thin file a subcommand. Nothing below this module prints.
 
+pub mod bench;
+pub mod compare;
 pub mod completions;
 pub mod data;
 pub mod doctor;
 pub mod epoch_table;
 pub mod eval;
+pub mod interrupt;
 pub mod load;
 pub mod out;
 pub mod predict;
 pub mod predict_output;
+pub mod report;
 pub mod selftest;
 pub mod terminal_picture;
 pub mod train;

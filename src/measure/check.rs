@@ -82,10 +82,7 @@ impl Case {
     /// Random operands as this precision keeps them, and the reference's results for just these numbers: an error is then
     /// one of the arithmetic, not of the rounding of what it was given.
     pub fn in_precision(dims: Dims, seed: u64, precision: Precision) -> Case {
-        let mut operands = Operands::random(dims, seed);
-        for values in [&mut operands.x, &mut operands.wf, &mut operands.dz] {
-            values.iter_mut().for_each(|value| *value = precision.round_operand(*value));
-        }
+        let operands = Operands::random(dims, seed).rounded(precision);
         let want = reference::swiglu(dims, &operands);
         Case { dims, operands, want }
     }

@@ -1,5 +1,11 @@
 //! Charts of what was recorded: each can be drawn again from the records alone.
 
 pub mod canvas;
+pub mod choices;
 pub mod curves;
+pub mod folder;
+pub mod layer_table;
+pub mod layout_table;
 pub mod palette;
+pub mod table;
+pub mod training_table;

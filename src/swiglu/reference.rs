@@ -1,7 +1,10 @@
 //! The reference: the formulas in f64, written to be read and not to be fast. Every implementation on every device is
 //! checked against it; it is checked itself against central differences (`tests/gradients.rs`).
 
-use crate::rng::{Purpose, normal};
+use crate::{
+    device::Precision,
+    rng::{Purpose, normal},
+};
 
 /// Shapes of a layer's pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,15 @@ impl Operands {
             wf: normal(seed, Purpose::Operand(1), 2 * hidden * inputs, (inputs as f32).powf(-0.5)),
             dz: normal(seed, Purpose::Operand(2), batch * hidden, 1.0),
         }
+    }
+
+    /// The same numbers as `precision` keeps them.
+    #[must_use]
+    pub fn rounded(mut self, precision: Precision) -> Operands {
+        for values in [&mut self.x, &mut self.wf, &mut self.dz] {
+            values.iter_mut().for_each(|value| *value = precision.round_operand(*value));
+        }
+        self
     }
 }
 

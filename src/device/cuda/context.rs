@@ -2,7 +2,13 @@
 //!
 //! One stream, in order: a kernel that comes later may read what one before it wrote, and scratch memory can be shared.
 
-use std::{ffi::c_void, sync::Arc};
+use std::{
+    ffi::c_void,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use cudarc::driver::{
     result::{self, DriverError},
@@ -36,6 +42,9 @@ pub struct Context {
     stream: sys::CUstream,
     /// For memory that is made while the stream is being captured.
     side: sys::CUstream,
+    /// Bytes that this program holds on the device, and the most that it held.
+    held: AtomicUsize,
+    peak: AtomicUsize,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread once its context is current there (`bind`).
@@ -82,7 +91,8 @@ impl Context {
             shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             shared_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
         };
-        Ok(Arc::new(Context { gpu, chip, device, context, stream, side }))
+        let (held, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Arc::new(Context { gpu, chip, device, context, stream, side, held, peak }))
     }
 
     /// The device.
@@ -128,6 +138,16 @@ impl Context {
         result::mem_get_info().map_err(|cause| self.failed("tell its memory", cause))
     }
 
+    /// Bytes that this program holds on the device, and the most that it held since the last [`Context::reset_peak`].
+    pub fn held_and_peak(&self) -> (usize, usize) {
+        (self.held.load(Ordering::Relaxed), self.peak.load(Ordering::Relaxed))
+    }
+
+    /// Puts the peak back to what is held now.
+    pub fn reset_peak(&self) {
+        self.peak.store(self.held.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// Memory for `bytes` bytes, zeroed. Works while the stream is being captured, and is then no part of the graph.
     ///
     /// # Errors
@@ -139,6 +159,8 @@ impl Context {
         // SAFETY: the memory is zeroed before anybody reads it, and freed once, by `Memory`.
         let pointer = unsafe { result::malloc_sync(bytes) }.map_err(|cause| self.out_of_memory(bytes, cause))?;
         let memory = Memory { pointer, bytes, context: self.clone() };
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(held, Ordering::Relaxed);
         // SAFETY: the bytes are ours, and nothing on the other stream knows of them yet.
         unsafe {
             result::memset_d8_async(pointer, 0, bytes, self.side)
@@ -261,6 +283,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.context.held.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.context.bind().is_ok() {
             // SAFETY: it was allocated once, and the driver waits for work that uses it.
             let _ = unsafe { result::free_sync(self.pointer) };

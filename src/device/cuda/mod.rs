@@ -262,7 +262,7 @@ impl Cuda {
         Ok(self.chip().multiprocessors * self.shared.modules.occupancy(configuration, name, grid)?.max(1))
     }
 
-    fn is_planning(&self) -> bool {
+    pub(crate) fn is_planning(&self) -> bool {
         matches!(&*lock(&self.shared.mode), Mode::Planning(_))
     }
 

@@ -45,6 +45,27 @@ impl Cuda {
     }
 }
 
+impl Cuda {
+    /// Bytes a second, read and written, of copies of `bytes` bytes on the device: the best of several samples.
+    ///
+    /// # Errors
+    /// When there is no memory for twice as many, or the device fails.
+    pub fn copy_bytes_per_s(&self, bytes: usize) -> Result<f64> {
+        let (from, to) = (self.context().allocate(bytes)?, self.context().allocate(bytes)?);
+        let context = self.context();
+        let timed = self.timed(L2::Warm, || {
+            if self.is_planning() {
+                return Ok(());
+            }
+            // SAFETY: both are ours and as long, and outlive the graph.
+            unsafe { result::memcpy_dtod_async(to.pointer(), from.pointer(), bytes, context.stream()) }
+                .map_err(|cause| context.failed("copy", cause))
+        })?;
+        let best = timed.samples(2, 9)?.first().copied().unwrap_or(f64::INFINITY);
+        Ok(2.0 * bytes as f64 / best * 1e3)
+    }
+}
+
 impl Timed {
     /// Launches, copies and fills of one call.
     pub fn launches(&self) -> usize {

@@ -1,0 +1,110 @@
+//! A report from records alone: `index.html` (one file, light and dark, no network), `report.md` and `results.json`.
+
+use std::{io::Write, path::Path};
+
+use super::{
+    choices, layer_table, layout_table,
+    table::{Table, escape},
+    training_table,
+};
+use crate::{
+    Error, Kind, Result, atomic,
+    measure::record::{Case, Record, Records, Training},
+};
+
+/// The look of the page: colours of the system's scheme, tables that scroll sideways on a narrow screen.
+const STYLE: &str = ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:auto;\
+padding:1rem}.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}caption{\
+text-align:left;font-weight:600;padding:.5rem 0}th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid \
+#8886;white-space:nowrap}.n{text-align:right}.note{opacity:.8}@media print{.scroll{overflow:visible}table{font-size:8pt}}";
+
+/// What is in a report.
+struct Parts {
+    title: String,
+    origins: Vec<String>,
+    sentences: Vec<String>,
+    tables: Vec<Table>,
+}
+
+/// Writes the report on `records` into `folder`.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write(records: &Records, folder: &Path) -> Result<()> {
+    let hint = "give a folder that you may write to with --out";
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("make the folder", folder, e).hint(hint))?;
+    let parts = parts(records);
+    let json = serde_json::to_string_pretty(&records.lines)
+        .map_err(|e| Error::new(Kind::Io, "cannot write the records as JSON").because(e))?;
+    for (name, text) in [("report.md", markdown(&parts)), ("index.html", html(&parts)), ("results.json", json)] {
+        atomic::write_atomic(&folder.join(name), |file| file.write_all(text.as_bytes()))?;
+    }
+    Ok(())
+}
+
+fn parts(records: &Records) -> Parts {
+    let mut cases: Vec<&Case> = Vec::new();
+    let mut trainings: Vec<&Training> = Vec::new();
+    let mut origins: Vec<String> = Vec::new();
+    for line in &records.lines {
+        let o = &line.origin;
+        let origin = format!("{}, {} threads, {}, commit {}, {}", o.model, o.threads, o.system, o.commit, o.time);
+        if !origins.contains(&origin) {
+            origins.push(origin);
+        }
+        match &line.record {
+            Record::Peaks(_) => {}
+            // Of what was measured again, the newest counts.
+            Record::Swiglu(case) => {
+                cases.retain(|old| !same_case(old, case));
+                cases.push(case);
+            }
+            Record::Train(training) => {
+                trainings.retain(|old| old.configuration != training.configuration);
+                trainings.push(training);
+            }
+        }
+    }
+    let mut tables = Vec::new();
+    if !trainings.is_empty() {
+        tables.push(training_table::table(&trainings));
+    }
+    tables.extend(layer_table::tables(&cases));
+    tables.push(layout_table::table());
+    if records.skipped > 0 {
+        origins
+            .push(format!("lines skipped that are no records (half-written, or of another kind): {}", records.skipped));
+    }
+    let sentences = choices::sentences(&cases, &trainings);
+    Parts {
+        title: "SwiGLU on this machine: what each implementation costs and buys".into(),
+        origins,
+        sentences,
+        tables,
+    }
+}
+
+fn same_case(a: &Case, b: &Case) -> bool {
+    let key = |c: &Case| (c.swiglu.clone(), c.device.clone(), c.precision, c.pass, c.gates, c.cache);
+    key(a) == key(b) && (a.batch, a.inputs, a.hidden) == (b.batch, b.inputs, b.hidden)
+}
+
+fn markdown(parts: &Parts) -> String {
+    let list = |items: &[String]| items.iter().map(|item| format!("- {item}\n")).collect::<String>();
+    let tables: String = parts.tables.iter().map(|t| format!("\n## {}\n\n{}", t.title, t.markdown())).collect();
+    let (which, measured) = (list(&parts.sentences), list(&parts.origins));
+    format!("# {}\n\n## Which one should I use\n\n{which}\n## Measured on\n\n{measured}{tables}", parts.title)
+}
+
+fn html(parts: &Parts) -> String {
+    let list = |items: &[String]| items.iter().map(|item| format!("<li>{}</li>\n", escape(item))).collect::<String>();
+    let title = escape(&parts.title);
+    let tables: String = parts.tables.iter().map(Table::html).collect();
+    let (which, measured) = (list(&parts.sentences), list(&parts.origins));
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width,initial-scale=1\"><title>{title}</title><style>{STYLE}</style></head>\n<body>\
+         <h1>{title}</h1>\n<h2>Which one should I use</h2>\n<ul>{which}</ul>\n<h2>Measured on</h2>\n<ul>{measured}</ul>\n\
+         <h2>Tables</h2>\n{tables}</body></html>\n"
+    )
+}

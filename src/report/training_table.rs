@@ -1,0 +1,102 @@
+//! The end-to-end table: what each implementation costs and buys in a training of the whole network.
+
+use super::table::{Table, ms};
+use crate::{
+    measure::{record::Training, timer::quantile},
+    swiglu::liger::LIGER_STYLE,
+};
+
+/// The accuracies that trainings race to.
+pub const GOALS: [f64; 3] = [0.97, 0.98, 0.985];
+
+/// Median over the epochs.
+pub fn train_ms(training: &Training) -> Option<f64> {
+    quantile(&training.epochs.iter().map(|epoch| epoch.train_ms).collect::<Vec<_>>(), 0.5)
+}
+
+/// Median over the epochs.
+pub fn infer_ms(training: &Training) -> Option<f64> {
+    quantile(&training.epochs.iter().map(|epoch| epoch.infer_ms).collect::<Vec<_>>(), 0.5)
+}
+
+/// Test accuracy after the last epoch.
+pub fn accuracy(training: &Training) -> Option<f64> {
+    training.epochs.last().map(|epoch| epoch.test_accuracy)
+}
+
+/// Training time, in seconds, up to the end of the first epoch after which the test accuracy is `goal`.
+pub fn seconds_to(training: &Training, goal: f64) -> Option<f64> {
+    let mut total = 0.0;
+    training.epochs.iter().find_map(|epoch| {
+        total += epoch.train_ms / 1e3;
+        (epoch.test_accuracy >= goal).then_some(total)
+    })
+}
+
+/// What is the same in trainings that can be compared.
+fn setting(training: &Training) -> (usize, usize, usize, &str, &str) {
+    let config = &training.configuration;
+    (config.network.width, config.network.hidden, config.batch_size, &config.device, config.precision.name())
+}
+
+/// How many times faster an epoch is than `liger-style` in the same setting.
+pub fn speed(training: &Training, all: &[&Training]) -> Option<f64> {
+    let same =
+        |other: &&&Training| other.configuration.swiglu == LIGER_STYLE.name && setting(other) == setting(training);
+    Some(train_ms(all.iter().find(same)?)? / train_ms(training)?)
+}
+
+/// The table of all trainings.
+pub fn table(all: &[&Training]) -> Table {
+    let header = [
+        "swiglu",
+        "precision",
+        "D",
+        "H",
+        "B",
+        "train ms an epoch",
+        "inference ms",
+        "accuracy %",
+        "Wf learns",
+        "peak MB",
+        "launches a step",
+        "x liger-style",
+        "s to 97 %",
+        "98 %",
+        "98.5 %",
+    ];
+    let mut table = Table::new("End to end: a training of the whole network", 2, &header);
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    for training in all {
+        let config = &training.configuration;
+        let mark = if training.trains_wf { "" } else { "*" };
+        let mut row = vec![
+            config.swiglu.clone(),
+            config.precision.name().into(),
+            config.network.width.to_string(),
+            config.network.hidden.to_string(),
+            config.batch_size.to_string(),
+            or_dash(train_ms(training).map(ms)),
+            or_dash(infer_ms(training).map(ms)),
+            or_dash(accuracy(training).map(|share| format!("{:.2}", 100.0 * share))),
+            if training.trains_wf { "yes" } else { "no" }.into(),
+            or_dash(training.peak_bytes.map(|bytes| format!("{:.0}", bytes as f64 / 1e6))),
+            training.launches.to_string(),
+            or_dash(speed(training, all).map(|speed| format!("{speed:.2}{mark}"))),
+        ];
+        row.extend(GOALS.map(|goal| or_dash(seconds_to(training, goal).map(|s| format!("{s:.1}")))));
+        table.rows.push(row);
+    }
+    if let Some(training) = all.first() {
+        let seed = training.configuration.seed;
+        table.notes.push(format!(
+            "Times are medians of {} epochs; all start from seed {seed} and take turns, an epoch each. Launches are \
+             those of the SwiGLU layers.",
+            training.epochs.len()
+        ));
+    }
+    if all.iter().any(|training| !training.trains_wf) {
+        table.notes.push("* less work: Wf does not learn. Look at its accuracy too.".into());
+    }
+    table
+}
