@@ -1,6 +1,8 @@
 //! Charts of what was recorded: each can be drawn again from the records alone.
 
+pub mod bars;
 pub mod canvas;
+pub mod charts;
 pub mod choices;
 pub mod curves;
 pub mod folder;
