@@ -104,7 +104,10 @@ fn memory_sentence(cases: &[&Case]) -> Option<String> {
             names.push(name);
         }
     }
-    let kib = |bytes: usize| format!("{:.0} KiB", bytes as f64 / 1024.0);
+    let size = |bytes: usize| match bytes {
+        ..1024 => format!("{bytes} bytes"),
+        _ => format!("{:.0} KiB", bytes as f64 / 1024.0),
+    };
     Some(format!(
         "Memory at B = {}, H = {} ({}, {}): {} {} {} between forward and backward, where {} keeps {}.",
         most.batch,
@@ -113,9 +116,9 @@ fn memory_sentence(cases: &[&Case]) -> Option<String> {
         most.precision.name(),
         names.join(" and "),
         if names.len() == 1 { "keeps" } else { "keep" },
-        if least == 0 { "nothing".into() } else { kib(least) },
+        if least == 0 { "nothing".into() } else { size(least) },
         most.swiglu,
-        kib(most.saved_bytes)
+        size(most.saved_bytes)
     ))
 }
 

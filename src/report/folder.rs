@@ -121,6 +121,8 @@ fn html(parts: &Parts) -> String {
     let tables: String = parts.tables.iter().map(Table::html).collect();
     let chart = |(chart, svg): &(Chart, String)| {
         let (alt, caption) = (escape(&chart.bars.alt()), escape(&chart.caption));
+        // Inside a page the name space goes without saying, and a page without any address is easily seen to load nothing.
+        let svg = svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", "");
         format!(
             "<figure id=\"{}\"><div class=\"scroll\" role=\"img\" aria-label=\"{alt}\">{svg}</div><figcaption class=\"note\">{caption}</figcaption></figure>\n",
             chart.name
