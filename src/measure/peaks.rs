@@ -65,7 +65,7 @@ fn gemm_flops(device: &Device, precision: Precision) -> Result<f64> {
 }
 
 /// Times each peak is measured; the best counts, since a busy machine only ever makes it look slower.
-const ATTEMPTS: usize = 12;
+const ATTEMPTS: usize = 48;
 /// Rounds of the arithmetic of one attempt: about 10 ms.
 const ROUNDS: usize = 2_000_000;
 /// Sums that do not wait for one another: two units, four cycles each, and some more.

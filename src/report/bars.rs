@@ -37,7 +37,8 @@ pub struct Bar {
     pub less_work: bool,
 }
 
-/// A chart of bars that share one axis from zero.
+/// A chart of bars from zero. Each group has its own scale: shapes differ by more than a chart is wide, and it is within a
+/// group that bars are to be compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bars {
     /// What is shown.
@@ -83,13 +84,13 @@ impl Figure for Bars {
         write(&self.title, 19.0, palette::INK, HPos::Center, WIDTH / 2.0, 22.0)?;
         write(&self.subtitle, 13.0, palette::MUTED, HPos::Center, WIDTH / 2.0, 46.0)?;
 
-        let all = || self.groups.iter().flat_map(|(_, bars)| bars);
-        let longest = all().map(|bar| bar.value.max(bar.floor.unwrap_or(0.0))).fold(f64::MIN_POSITIVE, f64::max);
         let room = WIDTH - LABELS - VALUES;
         let mut y = HEADER;
         for (heading, bars) in &self.groups {
             write(heading, 14.0, palette::INK, HPos::Left, 16.0, y + HEADING * 0.6)?;
             y += HEADING;
+            let reach = |bar: &Bar| bar.value.max(bar.floor.unwrap_or(0.0));
+            let longest = bars.iter().map(reach).fold(f64::MIN_POSITIVE, f64::max);
             for one in bars {
                 let (middle, end) = (y + ROW / 2.0, LABELS + room * one.value / longest);
                 write(&one.label, 13.0, palette::INK, HPos::Right, LABELS - 10.0, middle)?;

@@ -96,7 +96,7 @@ fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> 
             title: title.into(),
             subtitle: format!("median time, warm cache, n >= {samples}; {origin}"),
             legend: "Black tick: the floor, max(FLOP / measured peak, bytes / measured bandwidth). In brackets: times \
-                     liger-style's speed."
+                     liger-style's speed. Each group has its own scale."
                 .into(),
             groups,
         },
