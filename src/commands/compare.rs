@@ -20,9 +20,9 @@ use crate::{
         mistakes,
         record::{Origin, Record, Training, Writer},
     },
-    model::{Mlp, MlpConfig, checkpoint::Checkpoint, checkpoint::Position, schedule::Schedule},
+    model::{Mlp, checkpoint::Checkpoint, checkpoint::Position, schedule::Schedule},
     report::training_table,
-    swiglu::{self, Entry, LayerConfig},
+    swiglu::{self, Entry},
     train::{
         config::{Config, NetworkConfig},
         metrics::{Epoch, Event},
@@ -105,7 +105,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
 
 impl Runner {
     fn new(config: Config, entry: &'static Entry, device: &Device, dataset: &Dataset) -> Result<Runner> {
-        let model = Mlp::new(network(&config, entry, device), config.seed)?;
+        let model = Mlp::new(config.mlp(device)?, config.seed)?;
         let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
         let trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), Instant::now())?;
         Ok(Runner { entry, config, trainer, epochs: Vec::new(), checkpoint: None, peak_bytes: None })
@@ -131,7 +131,7 @@ impl Runner {
         let counts = &self.entry.launches;
         let (confusion, wrong) = match &self.checkpoint {
             Some(checkpoint) => {
-                let mut model = Mlp::zeros(network(&self.config, self.entry, device))?;
+                let mut model = Mlp::zeros(self.config.mlp(device)?)?;
                 model.set_weights(&checkpoint.weights)?;
                 device.install(|| mistakes::of(&mut model, &dataset.test))?
             }
@@ -174,17 +174,6 @@ impl Observer for UntilEpoch<'_> {
             self.bar.set_message(format!("{}, epoch {}: {share} %", self.name, progress.epoch));
         }
     }
-}
-
-fn network(config: &Config, entry: &'static Entry, device: &Device) -> MlpConfig {
-    let layer = LayerConfig {
-        device: device.clone(),
-        inputs: config.network.width,
-        hidden: config.network.hidden,
-        gates: config.gates,
-        precision: config.precision,
-    };
-    MlpConfig { entry, layer, depth: config.network.depth }
 }
 
 fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) -> Config {

@@ -1,30 +1,21 @@
 //! `train`: a new run, or one that goes on. Reads the data, makes or loads the network, trains, and leaves a run's folder
 //! with configuration, metrics, checkpoint and chart.
 
-use std::{
-    fs::File,
-    io::Write,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{fs::File, io::Write, path::Path, sync::atomic::AtomicBool, time::Instant};
 
-use super::train_output::TrainOutput;
+use super::{interrupt, train_output::TrainOutput};
 use crate::{
     Error, Kind, Result,
     cli::TrainArgs,
     data,
     device::Device,
     model::{
-        Mlp, MlpConfig,
+        Mlp,
         checkpoint::{self, Checkpoint, Position, names},
         schedule::Schedule,
     },
     report::curves,
-    swiglu::{self, LayerConfig},
+    swiglu,
     train::{
         config::{Config, NetworkConfig},
         metrics::{Epoch, Event},
@@ -46,7 +37,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
     let mut output = TrainOutput::new(args.quiet, args.json);
     output.on_message(&format!("device: {chosen}"));
-    let stop = stop_on_ctrl_c()?;
+    let stop = interrupt::watch("stopping after this step and saving")?;
     match &args.resume {
         Some(dir) => resume(&args, dir, &device, &mut output, &stop, started),
         None => begin(&args, &device, &mut output, &stop, started),
@@ -62,7 +53,7 @@ fn begin(
     started: Instant,
 ) -> Result<()> {
     let config = configuration(args, device);
-    let model = Mlp::new(network(&config, device)?, config.seed)?;
+    let model = Mlp::new(config.mlp(device)?, config.seed)?;
     let dataset = data::load(&args.data)?;
     let splits = Splits::new(device, dataset, config.validation, config.seed)?;
     if !model.entry().trains_weight {
@@ -128,7 +119,7 @@ fn resume(
     }
     let NetworkConfig { width, hidden, depth } = config.network;
     names::check(&weights, &names::expected(width, hidden, depth), &path)?;
-    let mut model = Mlp::zeros(network(&config, device)?)?;
+    let mut model = Mlp::zeros(config.mlp(device)?)?;
     model.set_weights(&weights)?;
     if let Some(velocities) = &velocities {
         model.set_velocities(velocities)?;
@@ -248,31 +239,4 @@ fn data_name(name: &str) -> String {
         Ok(path) if path.is_dir() && name.contains(std::path::MAIN_SEPARATOR) => path.display().to_string(),
         _ => name.into(),
     }
-}
-
-fn network(config: &Config, device: &Device) -> Result<MlpConfig> {
-    let layer = LayerConfig {
-        device: device.clone(),
-        inputs: config.network.width,
-        hidden: config.network.hidden,
-        gates: config.gates,
-        precision: config.precision,
-    };
-    Ok(MlpConfig { entry: swiglu::find(&config.swiglu)?, layer, depth: config.network.depth })
-}
-
-/// The first Ctrl-C (or SIGTERM) asks for a stop after the step in hand; the second ends the process at once.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        // Nothing is left to tell when standard error is gone.
-        let _ =
-            writeln!(std::io::stderr(), "\nstopping after this step and saving; press Ctrl-C again to stop at once");
-    })
-    .map_err(|e| Error::new(Kind::Io, "cannot watch for Ctrl-C").because(e))?;
-    Ok(stop)
 }

@@ -2,7 +2,7 @@
 
 use super::{
     bars::{Bar, Bars},
-    layer_table::gates_name,
+    layer_table::{gates_name, ratio},
     table::ms,
     training_table as end,
 };
@@ -56,8 +56,7 @@ fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> 
             continue;
         }
         let Some(time) = case.median_ms.filter(|_| case.ok) else { continue };
-        let baseline = of.iter().find(|c| c.swiglu == swiglu::liger::LIGER_STYLE.name && heading(c) == heading(case));
-        let speed = baseline.and_then(|c| c.median_ms).map(|base| base / time);
+        let speed = ratio(case, &of);
         let label = match pass {
             Pass::Forward => case.swiglu.clone(),
             _ => format!("{}, gates {}", case.swiglu, gates_name(case.gates)),
@@ -73,10 +72,7 @@ fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> 
             floor: Some(case.floor_ms),
             less_work: false,
         };
-        match groups.iter_mut().find(|(name, _)| *name == heading(case)) {
-            Some((_, bars)) => bars.push(bar),
-            None => groups.push((heading(case), vec![bar])),
-        }
+        add(&mut groups, heading(case), bar);
     }
     if groups.is_empty() {
         return None;
@@ -102,6 +98,14 @@ fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> 
         },
         caption,
     })
+}
+
+/// Puts a bar under its heading; headings stand in the order in which they come first.
+fn add(groups: &mut Vec<(String, Vec<Bar>)>, heading: String, bar: Bar) {
+    match groups.iter_mut().find(|(name, _)| *name == heading) {
+        Some((_, bars)) => bars.push(bar),
+        None => groups.push((heading, vec![bar])),
+    }
 }
 
 /// The same case but for the gates, the first of equal ones counting.
@@ -135,10 +139,7 @@ fn training(trainings: &[&Training], origin: &str) -> Option<Chart> {
             less_work: !training.trains_wf,
         };
         epochs = epochs.min(training.epochs.len());
-        match groups.iter_mut().find(|(name, _)| *name == heading) {
-            Some((_, bars)) => bars.push(bar),
-            None => groups.push((heading, vec![bar])),
-        }
+        add(&mut groups, heading, bar);
     }
     if groups.is_empty() {
         return None;

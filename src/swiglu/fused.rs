@@ -63,6 +63,17 @@ pub static FUSED_TRITON_GRAD: Entry = Entry {
     new: |config| Fused::boxed(config, &FUSED_TRITON_GRAD, Source::OwnKernel),
 };
 
+/// What a forward keeps for its backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// No backward follows.
+    Nothing,
+    /// A backward follows, and computes g and u again.
+    Inputs,
+    /// g and u.
+    Gates,
+}
+
 /// Where dWf comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
@@ -176,24 +187,18 @@ impl SwiGlu for Fused {
 
     fn forward(&mut self, x: &Tensor, z: &mut Tensor, pass: Pass) -> Result<()> {
         check_forward(self.entry.name, &self.config, x, z)?;
-        let keeps = self.config.gates.keeps(&self.config.device, self.config.inputs);
+        let keep = match pass {
+            Pass::Inference => Keep::Nothing,
+            Pass::Training if self.config.gates.keeps(&self.config.device, self.config.inputs) => Keep::Gates,
+            Pass::Training => Keep::Inputs,
+        };
         let dims = self.dims(x.rows());
         match (&self.config.device, &mut self.workspace) {
             (Device::Cpu(cpu), Workspace::Cpu(workspace)) => {
-                let keep = match pass {
-                    Pass::Inference => cpu::Keep::Nothing,
-                    Pass::Training if keeps => cpu::Keep::Gates,
-                    Pass::Training => cpu::Keep::Inputs,
-                };
                 cpu::forward(cpu, dims, x.cpu()?, self.weight.value.cpu()?, z.cpu_mut()?, keep, workspace);
                 Ok(())
             }
             (Device::Cuda(cuda), Workspace::Cuda(workspace)) => {
-                let keep = match pass {
-                    Pass::Inference => cuda::Keep::Nothing,
-                    Pass::Training if keeps => cuda::Keep::Gates,
-                    Pass::Training => cuda::Keep::Inputs,
-                };
                 cuda::forward(cuda, dims, x, &self.weight, z, keep, workspace)
             }
             _ => Err(other_device(self.entry.name)),

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::schedule::Schedule,
-    swiglu::{Gates, Precision},
+    Result,
+    device::Device,
+    model::{MlpConfig, schedule::Schedule},
+    swiglu::{self, Gates, LayerConfig, Precision},
 };
 
 /// Shapes of the network.
@@ -59,4 +61,21 @@ pub struct Config {
     pub seed: u64,
     /// Training images held out.
     pub validation: usize,
+}
+
+impl Config {
+    /// The network that it describes, on `device`.
+    ///
+    /// # Errors
+    /// When there is no implementation of that name.
+    pub fn mlp(&self, device: &Device) -> Result<MlpConfig> {
+        let layer = LayerConfig {
+            device: device.clone(),
+            inputs: self.network.width,
+            hidden: self.network.hidden,
+            gates: self.gates,
+            precision: self.precision,
+        };
+        Ok(MlpConfig { entry: swiglu::find(&self.swiglu)?, layer, depth: self.network.depth })
+    }
 }

@@ -272,27 +272,9 @@ impl Trainer {
             self.position.train_ms += begin.elapsed().as_secs_f64() * 1e3;
 
             let loss = (tally.loss_sum / tally.count as f64) as f32;
-            if !loss.is_finite() {
-                return Err(self.diverged(epoch, lr, loss));
-            }
-            let position = &mut self.position;
-            position.step += 1;
-            position.global_step += 1;
-            position.loss_sum += tally.loss_sum;
-            position.images_seen += tally.count;
-            let done = position.step;
-            if done.is_multiple_of(log_interval) || done == steps {
-                observer.on_event(&Event::Step(Step { epoch, step: done, loss, lr }))?;
-            }
-            observer.on_progress(&Progress {
-                epoch,
-                epochs: self.config.epochs,
-                step: done,
-                steps,
-                images: self.position.images_seen,
-                train_ms: self.position.train_ms,
-                loss: Some(loss),
-            });
+            self.note_step(&tally, loss, lr, log_interval, observer)?;
+            self.show_progress(loss, observer);
+            let done = self.position.step;
             if done < steps && stop.load(Ordering::Relaxed) {
                 return Ok(true);
             }
@@ -301,6 +283,44 @@ impl Trainer {
             }
         }
         Ok(false)
+    }
+
+    /// What a step came to, into the position and the metrics.
+    fn note_step(
+        &mut self,
+        tally: &Tally,
+        loss: f32,
+        lr: f32,
+        log_interval: u64,
+        observer: &mut (dyn Observer + Send),
+    ) -> Result<()> {
+        let epoch = self.position.epoch + 1;
+        if !loss.is_finite() {
+            return Err(self.diverged(epoch, lr, loss));
+        }
+        let position = &mut self.position;
+        position.step += 1;
+        position.global_step += 1;
+        position.loss_sum += tally.loss_sum;
+        position.images_seen += tally.count;
+        let done = position.step;
+        if done.is_multiple_of(log_interval) || done == self.schedule.steps_per_epoch {
+            observer.on_event(&Event::Step(Step { epoch, step: done, loss, lr }))?;
+        }
+        Ok(())
+    }
+
+    /// Where the epoch is, for a progress bar.
+    fn show_progress(&self, loss: f32, observer: &mut (dyn Observer + Send)) {
+        observer.on_progress(&Progress {
+            epoch: self.position.epoch + 1,
+            epochs: self.config.epochs,
+            step: self.position.step,
+            steps: self.schedule.steps_per_epoch,
+            images: self.position.images_seen,
+            train_ms: self.position.train_ms,
+            loss: Some(loss),
+        });
     }
 
     /// One step of training on the images `rows`.

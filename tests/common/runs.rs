@@ -13,12 +13,12 @@ use mnist_swiglu::{
     data::{Dataset, Split},
     device::Device,
     model::{
-        Mlp, MlpConfig,
+        Mlp,
         checkpoint::{Arrays, Checkpoint, Position},
         schedule::Schedule,
     },
     rng::{Purpose, stream},
-    swiglu::{self, Gates, LayerConfig, Precision},
+    swiglu::{self, Gates, Precision},
     train::{
         config::{Config, NetworkConfig},
         metrics::{Epoch, Event},
@@ -110,15 +110,8 @@ pub fn train_on(
     from: Option<&Checkpoint>,
     stop_after: Option<usize>,
 ) -> Outcome {
-    let layer = LayerConfig {
-        device: device.clone(),
-        inputs: config.network.width,
-        hidden: config.network.hidden,
-        gates: config.gates,
-        precision: config.precision,
-    };
-    let entry = swiglu::find(&config.swiglu).expect("an entry");
-    let mut model = Mlp::new(MlpConfig { entry, layer, depth: config.network.depth }, config.seed).expect("a model");
+    let network = config.mlp(device).expect("an entry");
+    let mut model = Mlp::new(network, config.seed).expect("a model");
     let mut position = Position::default();
     if let Some(from) = from {
         model.set_weights(&from.weights).expect("weights");

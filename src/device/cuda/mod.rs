@@ -210,11 +210,6 @@ impl Cuda {
         Ok(pointer)
     }
 
-    /// Bytes of scratch memory held.
-    pub fn scratch_bytes(&self) -> usize {
-        lock(&self.shared.scratch).values().flatten().map(Memory::bytes).sum()
-    }
-
     /// A kernel file in this precision, for rows that all start on 16 bytes or not.
     pub fn configuration(&self, file: &'static str, aligned: bool, more: &[(&'static str, u32)]) -> Configuration {
         let products = file.starts_with("swiglu_fused");

@@ -1,6 +1,6 @@
 //! The fused kernels on a GPU: kernels/swiglu_fused_forward.cu, swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::super::reference::Dims;
+use super::{super::reference::Dims, Keep};
 use crate::{
     Result,
     device::{
@@ -56,17 +56,6 @@ impl Workspace {
             }
         }
     }
-}
-
-/// Whether a forward keeps something, and what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// No backward follows.
-    Nothing,
-    /// The backward computes g and u again.
-    Inputs,
-    /// g and u.
-    Gates,
 }
 
 fn sizes(dims: Dims) -> Result<[crate::device::cuda::modules::Arg; 3]> {

@@ -25,11 +25,7 @@ use crate::{
         recorded::{self, Evaluation},
     },
     rng,
-    train::{
-        config::Config,
-        metrics::{Event, Step},
-        observer::{Observer, Progress},
-    },
+    train::{config::Config, observer::Observer},
 };
 
 /// Steps of one graph: a replay costs the host as much as a launch or two, whatever is in it.
@@ -214,37 +210,20 @@ impl Trainer {
         log_interval: u64,
         observer: &mut (dyn Observer + Send),
     ) -> Result<()> {
-        let (epoch, steps, images) = (self.position.epoch + 1, rates.len() as u64, self.splits.train.len());
+        let images = self.splits.train.len();
         let count = block.end - block.first;
         let losses = recorded.losses.words(block.first, count).into_iter().map(f32::from_bits);
         let hits = recorded.hits.words(block.first, count);
         let mut last = None;
         for ((loss, hits), step) in losses.zip(hits).zip(block.first..) {
-            if !loss.is_finite() {
-                return Err(self.diverged(epoch, rates[step], loss));
-            }
             let mut tally = Tally::default();
             tally.add(loss, hits, recorded.batch.min(images - step * recorded.batch));
-            let position = &mut self.position;
-            position.step += 1;
-            position.global_step += 1;
-            position.loss_sum += tally.loss_sum;
-            position.images_seen += tally.count;
-            let done = position.step;
-            if done.is_multiple_of(log_interval) || done == steps {
-                observer.on_event(&Event::Step(Step { epoch, step: done, loss, lr: rates[step] }))?;
-            }
+            self.note_step(&tally, loss, rates[step], log_interval, observer)?;
             last = Some(loss);
         }
-        observer.on_progress(&Progress {
-            epoch,
-            epochs: self.config.epochs,
-            step: self.position.step,
-            steps,
-            images: self.position.images_seen,
-            train_ms: self.position.train_ms,
-            loss: last,
-        });
+        if let Some(loss) = last {
+            self.show_progress(loss, observer);
+        }
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Register tiles of g and u: the forward, and the backward down to [dg | du].
 
-use super::{BATCH_BLOCK, HIDDEN_TASK, Held, Keep, PAD, Workspace, gate_stride};
+use super::{super::Keep, BATCH_BLOCK, HIDDEN_TASK, Held, PAD, Workspace, gate_stride};
 use crate::{
     device::cpu::{
         Cpu, SharedMut,

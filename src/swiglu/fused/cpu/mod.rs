@@ -31,17 +31,6 @@ const HIDDEN_TASK: usize = 24;
 /// Floats between the copied weight rows of a tile, beyond D, so that they do not all fall into one set of the cache.
 const PAD: usize = 16;
 
-/// What a forward keeps for its backward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// No backward follows.
-    Nothing,
-    /// A backward follows, and computes g and u again.
-    Inputs,
-    /// g and u.
-    Gates,
-}
-
 /// What is in a [`Workspace`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Held {
