@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValu
 
 use crate::swiglu;
 use crate::{
-    measure::{timer::Cache, work},
+    measure::{peers::Peer, timer::Cache, work},
     model::schedule::Schedule,
     swiglu::{Gates, Precision},
 };
@@ -378,6 +378,12 @@ pub struct BenchArgs {
     /// Seed of the random operands
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    /// Measure peers on the same work after our own cases: all that are installed, or those named
+    ///
+    /// PyTorch with Liger-Kernel, torch.compile and the bare product, with python3, or what the environment variable
+    /// MNIST_SWIGLU_PYTHON names. What is not installed is left out, unless it was named. Nothing is downloaded.
+    #[arg(long, value_enum, num_args = 0.., value_name = "NAME,..", value_delimiter = ',')]
+    pub peers: Option<Vec<Peer>>,
     /// Folder of the records (bench.jsonl, appended to) [default: reports/measured]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -429,6 +435,12 @@ pub struct CompareArgs {
     /// Seed of weights and order
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    /// Measure epochs of peers after our own: all that are installed, or those named
+    ///
+    /// PyTorch with Liger-Kernel, torch.compile, and JAX, with python3, or what the environment variable
+    /// MNIST_SWIGLU_PYTHON names. What is not installed is left out, unless it was named. Nothing is downloaded.
+    #[arg(long, value_enum, num_args = 0.., value_name = "NAME,..", value_delimiter = ',')]
+    pub peers: Option<Vec<Peer>>,
     /// Folder of the records (compare.jsonl, appended to) [default: reports/measured]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

@@ -52,6 +52,13 @@ def missing(what, error):
     sys.exit(0)
 
 
+def warn_when_busy(args):
+    """On a CPU that others use, threads that wait for one another make times many times longer: says so."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if args.device == "cpu" and load > (os.cpu_count() or 1):
+        say(skipped=f"the machine is busy (load {load:.1f} on {os.cpu_count()} cores): times of the CPU's peers mean little")
+
+
 def failed(what, error):
     """Says that a case went wrong; the script goes on to the next."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -36,6 +36,7 @@ def main():
         device = jax.devices("cuda" if cuda else "cpu")[number]
     except Exception as error:
         common.missing("jax with CUDA" if cuda else "jax", error)
+    common.warn_when_busy(args)
     versions = {"jax": jax.__version__}
     images, labels = common.mnist(args.data, "train", numpy)
     test_images, test_labels = common.mnist(args.data, "t10k", numpy)
@@ -102,7 +103,7 @@ def main():
                         common.failed(f"jax, epochs, {precision}, B,D,H = {batch},{inputs},{hidden}", problem)
                         continue
                     common.say(
-                        peer="jax", name=f"JAX {jax.__version__}, an epoch one scan", versions=versions,
+                        peer="jax", name=f"JAX {jax.__version__}, scan", versions=versions,
                         device=args.device, gpu=device.device_kind if cuda else None, precision=precision, B=batch,
                         D=inputs, H=hidden, cache="warm", rel_err=None, bound=bound, ok=True,
                         trains_wf=weights != "frozen", seed=args.seed, **{"pass": "epoch"}, **measured)

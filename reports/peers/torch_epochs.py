@@ -34,6 +34,7 @@ def main():
     cuda = args.device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
         common.missing("torch with CUDA", "torch.cuda.is_available() is False")
+    common.warn_when_busy(args)
     versions = {"torch": torch.__version__}
     wanted = [name for name in (args.peer or "torch,torch-compile").split(",") if name]
     gate_of = lambda g, u: F.silu(g) * u
@@ -42,14 +43,13 @@ def main():
     if cuda:
         torch.cuda.set_device(args.device)
         versions["cuda"] = torch.version.cuda
-        titles["torch-compile"] += " + CUDA graph"
         if "torch" in wanted:
             try:
                 import importlib.metadata
                 from liger_kernel.ops.swiglu import LigerSiLUMulFunction
                 gate_of = LigerSiLUMulFunction.apply
                 versions["liger-kernel"] = importlib.metadata.version("liger-kernel")
-                titles["torch"] = f"{name} + Liger-Kernel {versions['liger-kernel']}, CUDA graph"
+                titles["torch"] = f"{name} + Liger-Kernel {versions['liger-kernel']}"
             except Exception as error:
                 common.say(missing="liger-kernel", why=" ".join(str(error).split())[:300])
                 wanted.remove("torch")

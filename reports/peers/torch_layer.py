@@ -90,6 +90,7 @@ def main():
     except Exception as error:  # a package that is there and does not load is as good as missing
         common.missing("torch", error)
     cuda = args.device.startswith("cuda")
+    common.warn_when_busy(args)
     versions = {"torch": torch.__version__}
     if cuda and not torch.cuda.is_available():
         common.missing("torch with CUDA", "torch.cuda.is_available() is False")

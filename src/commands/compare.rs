@@ -9,7 +9,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{bench::FOLDER, interrupt, out};
+use super::{bench::FOLDER, interrupt, out, peers};
 use crate::{
     Error, Kind, Result,
     cli::{CompareArgs, Preset},
@@ -18,11 +18,12 @@ use crate::{
     measure::{
         memory::Watch,
         mistakes,
+        peers::{self as scripts, Peer, PeerCase, Script},
         record::{Origin, Record, Training, Writer},
     },
     model::{Mlp, checkpoint::Checkpoint, checkpoint::Position, schedule::Schedule},
-    report::training_table,
-    swiglu::{self, Entry},
+    report::{peer_table, training_table},
+    swiglu::{self, Entry, reference::Dims},
     train::{
         config::{Config, NetworkConfig},
         metrics::{Epoch, Event},
@@ -33,6 +34,9 @@ use crate::{
 
 /// The file of its records.
 pub const FILE: &str = "compare.jsonl";
+
+/// The scripts that measure peers on the same work.
+const SCRIPTS: &[Script] = &[Script::TorchEpochs, Script::JaxEpochs];
 
 /// One training among those compared.
 struct Runner {
@@ -55,6 +59,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
         [] => swiglu::ALL.to_vec(),
         names => names.iter().map(|name| swiglu::find(name)).collect::<Result<_>>()?,
     };
+    let wanted = peers::wanted(args.peers.as_deref(), "compare", SCRIPTS)?;
     let dataset = data::load(&args.data)?;
     let stop = interrupt::watch("stopping after this epoch; the epochs so far are kept")?;
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from(FOLDER));
@@ -93,14 +98,50 @@ pub fn run(args: CompareArgs) -> Result<()> {
         }
         trainings.push(training);
     }
+    let mut found = Ok(Vec::new());
+    if let (Some(first), false) = (trainings.first(), wanted.is_empty()) {
+        let frozen = [(true, "learn"), (false, "frozen")];
+        let weights: Vec<&str> =
+            frozen.iter().filter(|(learns, _)| trainings.iter().any(|t| t.trains_wf == *learns)).map(|w| w.1).collect();
+        let (config, folder) = (&first.configuration, dataset.dir.display().to_string());
+        let complete = |_, asked: &[Peer]| peer_arguments(&device, config, asked, &weights, &folder);
+        let named = args.peers.as_ref().is_some_and(|named| !named.is_empty());
+        found = peers::measure(SCRIPTS, &wanted, named, complete, (&mut writer, args.json, &stop));
+    }
     if !args.json {
-        let table = training_table::table(&trainings.iter().collect::<Vec<_>>());
-        out::print_line(&format!("\n{}\nrecords  {}", table.text(), writer.path().display()))?;
+        let all: Vec<&Training> = trainings.iter().collect();
+        let peers: Vec<&PeerCase> = found.iter().flatten().collect();
+        for table in [training_table::table(&all)].into_iter().chain(peer_table::tables(&peers, &[], &all)) {
+            out::print_line(&format!("\n{}", table.text().trim_end()))?;
+        }
+        out::print_line(&format!("\nrecords  {}", writer.path().display()))?;
     }
     if stop.load(Ordering::Relaxed) {
         return Err(Error::new(Kind::Interrupted, "interrupted; the epochs so far are kept"));
     }
-    Ok(())
+    found.map(|_| ())
+}
+
+/// What a script needs to train the same network for as long.
+fn peer_arguments(
+    device: &Device,
+    config: &Config,
+    asked: &[Peer],
+    weights: &[&str],
+    folder: &str,
+) -> Vec<(&'static str, String)> {
+    let NetworkConfig { width, hidden, .. } = config.network;
+    let dims = Dims { batch: config.batch_size, inputs: width, hidden };
+    let mut arguments = scripts::arguments(device, &[dims], &[config.precision], asked, config.seed);
+    arguments.extend([
+        ("--data", folder.to_owned()),
+        ("--epochs", config.epochs.to_string()),
+        ("--weights", weights.join(",")),
+        ("--lr", config.lr.to_string()),
+        ("--momentum", config.momentum.to_string()),
+        ("--weight-decay", config.weight_decay.to_string()),
+    ]);
+    arguments
 }
 
 impl Runner {

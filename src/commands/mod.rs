@@ -10,6 +10,7 @@ pub mod eval;
 pub mod interrupt;
 pub mod load;
 pub mod out;
+pub mod peers;
 pub mod predict;
 pub mod predict_output;
 pub mod report;

@@ -13,6 +13,7 @@ use crate::{
         work::Pass,
     },
     swiglu,
+    train::config::Config,
 };
 
 /// A chart with its file name and what to see in it.
@@ -46,8 +47,6 @@ pub fn all(cases: &[&Case], trainings: &[&Training], origin: &str) -> Vec<Chart>
 /// One pass of the layer, warm cache: a group for each device, precision and shape.
 fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> Option<Chart> {
     let of: Vec<&Case> = cases.iter().copied().filter(|c| c.pass == pass && c.cache == Cache::Warm).collect();
-    let heading =
-        |c: &Case| format!("{}, {}: B = {}, D = {}, H = {}", c.device, c.precision.name(), c.batch, c.inputs, c.hidden);
     let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
     let mut best: Option<(f64, String)> = None;
     for case in of.iter().copied() {
@@ -62,7 +61,7 @@ fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> 
             _ => format!("{}, gates {}", case.swiglu, gates_name(case.gates)),
         };
         if speed.is_some_and(|speed| best.as_ref().is_none_or(|(most, _)| speed > *most)) {
-            best = speed.map(|speed| (speed, format!("{label} at {}", heading(case))));
+            best = speed.map(|speed| (speed, format!("{label} at {}", layer_heading(case))));
         }
         let bar = Bar {
             note: format!("{} ms{}", ms(time), speed.map_or(String::new(), |s| format!("  ({s:.2} x)"))),
@@ -72,7 +71,7 @@ fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> 
             floor: Some(case.floor_ms),
             less_work: false,
         };
-        add(&mut groups, heading(case), bar);
+        add(&mut groups, layer_heading(case), bar);
     }
     if groups.is_empty() {
         return None;
@@ -100,6 +99,18 @@ fn layer(cases: &[&Case], pass: Pass, name: &str, title: &str, origin: &str) -> 
     })
 }
 
+/// What is the same in the cases of a group.
+pub fn layer_heading(case: &Case) -> String {
+    let Case { device, precision, batch, inputs, hidden, .. } = case;
+    format!("{device}, {}: B = {batch}, D = {inputs}, H = {hidden}", precision.name())
+}
+
+/// What is the same in the trainings of a group.
+pub fn training_heading(training: &Training) -> String {
+    let Config { device, precision, network, batch_size, .. } = &training.configuration;
+    format!("{device}, {}: D = {}, H = {}, B = {batch_size}", precision.name(), network.width, network.hidden)
+}
+
 /// Puts a bar under its heading; headings stand in the order in which they come first.
 fn add(groups: &mut Vec<(String, Vec<Bar>)>, heading: String, bar: Bar) {
     match groups.iter_mut().find(|(name, _)| *name == heading) {
@@ -120,15 +131,6 @@ fn training(trainings: &[&Training], origin: &str) -> Option<Chart> {
     let mut epochs = usize::MAX;
     for training in trainings {
         let (Some(time), config) = (end::train_ms(training), &training.configuration) else { continue };
-        let network = &config.network;
-        let heading = format!(
-            "{}, {}: D = {}, H = {}, B = {}",
-            config.device,
-            config.precision.name(),
-            network.width,
-            network.hidden,
-            config.batch_size
-        );
         let accuracy = end::accuracy(training).map_or(String::new(), |a| format!(", {:.2} % right", a * 100.0));
         let bar = Bar {
             label: config.swiglu.clone(),
@@ -139,7 +141,7 @@ fn training(trainings: &[&Training], origin: &str) -> Option<Chart> {
             less_work: !training.trains_wf,
         };
         epochs = epochs.min(training.epochs.len());
-        add(&mut groups, heading, bar);
+        add(&mut groups, training_heading(training), bar);
     }
     if groups.is_empty() {
         return None;

@@ -6,13 +6,16 @@ use std::{io::Write, path::Path};
 use super::{
     canvas,
     charts::{self, Chart},
-    choices, layer_table, layout_table,
+    choices, layer_table, layout_table, peer_table,
     table::{Table, escape},
     training_table,
 };
 use crate::{
     Error, Kind, Result, atomic,
-    measure::record::{Case, Record, Records, Training},
+    measure::{
+        peers::PeerCase,
+        record::{Case, Record, Records, Training},
+    },
 };
 
 /// The look of the page: colours of the system's scheme, tables that scroll sideways on a narrow screen.
@@ -55,6 +58,7 @@ pub fn write(records: &Records, folder: &Path) -> Result<()> {
 fn parts(records: &Records) -> Result<Parts> {
     let mut cases: Vec<&Case> = Vec::new();
     let mut trainings: Vec<&Training> = Vec::new();
+    let mut peers: Vec<&PeerCase> = Vec::new();
     let mut origins: Vec<String> = Vec::new();
     for line in &records.lines {
         let o = &line.origin;
@@ -73,6 +77,10 @@ fn parts(records: &Records) -> Result<Parts> {
                 trainings.retain(|old| old.configuration != training.configuration);
                 trainings.push(training);
             }
+            Record::Peer(peer) => {
+                peers.retain(|old| !peer.same(old));
+                peers.push(peer);
+            }
         }
     }
     let mut tables = Vec::new();
@@ -80,6 +88,7 @@ fn parts(records: &Records) -> Result<Parts> {
         tables.push(training_table::table(&trainings));
     }
     tables.extend(layer_table::tables(&cases));
+    tables.extend(peer_table::tables(&peers, &cases, &trainings));
     tables.push(layout_table::table());
     if records.skipped > 0 {
         origins
@@ -90,10 +99,10 @@ fn parts(records: &Records) -> Result<Parts> {
         .lines
         .last()
         .map_or(String::new(), |line| format!("{}, commit {}", line.origin.model, line.origin.commit));
-    let charts = charts::all(&cases, &trainings, &machine)
-        .into_iter()
-        .map(|chart| canvas::to_svg(&chart.bars).map(|svg| (chart, svg)))
-        .collect::<Result<_>>()?;
+    let mut charts = charts::all(&cases, &trainings, &machine);
+    peer_table::add_bars(&mut charts, &peers, &cases, &trainings);
+    let charts =
+        charts.into_iter().map(|chart| canvas::to_svg(&chart.bars).map(|svg| (chart, svg))).collect::<Result<_>>()?;
     let title = "SwiGLU on this machine: what each implementation costs and buys".into();
     Ok(Parts { title, origins, sentences, charts, tables })
 }

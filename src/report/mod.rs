@@ -9,5 +9,6 @@ pub mod folder;
 pub mod layer_table;
 pub mod layout_table;
 pub mod palette;
+pub mod peer_table;
 pub mod table;
 pub mod training_table;
