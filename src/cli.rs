@@ -42,6 +42,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Train several implementations from one seed, an epoch of each in turn, and compare what they cost and buy
     Compare(CompareArgs),
+    /// A guided tour in seven chapters, under a minute: the layer, a live race, where the time goes, which one to use
+    Demo(DemoArgs),
     /// Write a page with tables and advice from the records of bench and compare
     Report(ReportArgs),
     /// Print a completion script for a shell
@@ -447,6 +449,41 @@ pub struct CompareArgs {
     /// The records on standard output, one JSON object a line
     #[arg(long)]
     pub json: bool,
+    /// Where the data is.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where the work is done.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Flags of `demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Wait for Enter between chapters, for a lecture
+    #[arg(long)]
+    pub pause: bool,
+    /// Begin with chapter N: 1 the layer, 2 ways to run it, 3 the race, 4 frozen weights, 5 where the time goes,
+    /// 6 which one to use, 7 the report
+    ///
+    /// What it shows is measured first.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=7))]
+    pub chapter: u32,
+    /// Folder of the report at the end, absent or empty; the default is a new one under reports/measured/
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// D and H, the layer's inputs and outputs [default: 256 on a CPU; 2048 on a GPU]
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub width: Option<u32>,
+    /// Passes over the training images in the race
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub epochs: u32,
+    /// Precision of the products
+    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
+    pub precision: Precision,
+    /// Seed of weights, order and operands
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
     /// Where the data is.
     #[command(flatten)]
     pub data: DataArgs,

@@ -39,11 +39,11 @@ pub const FILE: &str = "compare.jsonl";
 const SCRIPTS: &[Script] = &[Script::TorchEpochs, Script::JaxEpochs];
 
 /// One training among those compared.
-struct Runner {
-    entry: &'static Entry,
-    config: Config,
-    trainer: Trainer,
-    epochs: Vec<Epoch>,
+pub(super) struct Runner {
+    pub(super) entry: &'static Entry,
+    pub(super) config: Config,
+    pub(super) trainer: Trainer,
+    pub(super) epochs: Vec<Epoch>,
     checkpoint: Option<Checkpoint>,
     peak_bytes: Option<u64>,
 }
@@ -145,7 +145,7 @@ fn peer_arguments(
 }
 
 impl Runner {
-    fn new(config: Config, entry: &'static Entry, device: &Device, dataset: &Dataset) -> Result<Runner> {
+    pub(super) fn new(config: Config, entry: &'static Entry, device: &Device, dataset: &Dataset) -> Result<Runner> {
         let model = Mlp::new(config.mlp(device)?, config.seed)?;
         let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
         let trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), Instant::now())?;
@@ -155,19 +155,25 @@ impl Runner {
     /// Trains one epoch: the loop is asked to stop when an epoch is over, and goes on there at the next call.
     fn epoch(&mut self, bar: &ProgressBar) -> Result<()> {
         let stop = AtomicBool::new(false);
-        let mut watcher = UntilEpoch { stop: &stop, bar, name: self.entry.name, epochs: &mut self.epochs };
+        let mut watcher = UntilEpoch { stop: &stop, bar, name: self.entry.name };
+        self.go_on(&mut watcher, &stop)?;
+        bar.inc(1);
+        Ok(())
+    }
+
+    /// Trains from where it is until `stop` is set or the last epoch is over.
+    pub(super) fn go_on(&mut self, watcher: &mut (dyn Observer + Send), stop: &AtomicBool) -> Result<()> {
         let checkpoint = &mut self.checkpoint;
         let mut keep = |new: &Checkpoint| {
             *checkpoint = Some(new.clone());
             Ok(())
         };
-        self.trainer.run(u64::MAX, 0, &mut watcher, &stop, &mut keep)?;
-        bar.inc(1);
+        self.trainer.run(u64::MAX, 0, &mut (Epochs(&mut self.epochs), watcher), stop, &mut keep)?;
         Ok(())
     }
 
     /// What the training came to.
-    fn finish(self, device: &Device, dataset: &Dataset, interleaved: usize) -> Result<Training> {
+    pub(super) fn finish(self, device: &Device, dataset: &Dataset, interleaved: usize) -> Result<Training> {
         let launches = |(own, library): (u32, u32)| own + library;
         let counts = &self.entry.launches;
         let (confusion, wrong) = match &self.checkpoint {
@@ -192,18 +198,28 @@ impl Runner {
     }
 }
 
+/// Keeps the epochs.
+struct Epochs<'a>(&'a mut Vec<Epoch>);
+
+impl Observer for Epochs<'_> {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        if let Event::Epoch(epoch) = event {
+            self.0.push(epoch.clone());
+        }
+        Ok(())
+    }
+}
+
 /// Sets a flag when an epoch is over.
 struct UntilEpoch<'a> {
     stop: &'a AtomicBool,
     bar: &'a ProgressBar,
     name: &'static str,
-    epochs: &'a mut Vec<Epoch>,
 }
 
 impl Observer for UntilEpoch<'_> {
     fn on_event(&mut self, event: &Event) -> Result<()> {
-        if let Event::Epoch(epoch) = event {
-            self.epochs.push(epoch.clone());
+        if let Event::Epoch(_) = event {
             self.stop.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -217,7 +233,7 @@ impl Observer for UntilEpoch<'_> {
     }
 }
 
-fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) -> Config {
+pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) -> Config {
     let (width, batch) = match args.preset {
         Preset::Default => (512, 64),
         Preset::Seed => (2048, 64),

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod compare;
 pub mod completions;
 pub mod data;
+pub mod demo;
 pub mod doctor;
 pub mod epoch_table;
 pub mod eval;
