@@ -42,7 +42,7 @@ pub enum Command {
     Bench(BenchArgs),
     /// Train several implementations from one seed, an epoch of each in turn, and compare what they cost and buy
     Compare(CompareArgs),
-    /// A guided tour in seven chapters, under a minute: the layer, a live race, where the time goes, which one to use
+    /// A guided tour in under a minute: the layer, a live race, where the time goes, which one to use
     Demo(DemoArgs),
     /// Write a page with tables and advice from the records of bench and compare
     Report(ReportArgs),

@@ -89,17 +89,17 @@ pub fn run(args: &CompareArgs, device: &Device, dataset: &Dataset, stop: &Atomic
             return Err(interrupted());
         }
         racer.bar.set_message(racer.message(args.epochs));
-        if let Some(epoch) = racer.runner.epochs.get(done) {
-            if matches!(style, Style::Lines) {
-                out::print_line(&format!(
-                    "  {:6.2} s  {:<18} epoch {} of {}: {:.2} % right",
-                    racer.over_ms / 1e3,
-                    racer.runner.entry.name,
-                    epoch.epoch,
-                    args.epochs,
-                    100.0 * epoch.test_accuracy
-                ))?;
-            }
+        if let Some(epoch) = racer.runner.epochs.get(done)
+            && matches!(style, Style::Lines)
+        {
+            out::print_line(&format!(
+                "  {:6.2} s  {:<18} epoch {} of {}: {:.2} % right",
+                racer.over_ms / 1e3,
+                racer.runner.entry.name,
+                epoch.epoch,
+                args.epochs,
+                100.0 * epoch.test_accuracy
+            ))?;
         }
         if racer.runner.epochs.len() == args.epochs as usize {
             over.push(next);
