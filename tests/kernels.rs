@@ -17,7 +17,7 @@ use mnist_swiglu::{
         Precision,
         cuda::{
             cache::Cache,
-            compile::{Arch, Configuration},
+            compile::{Arch, Configuration, architectures},
             context::Chip,
             nvrtc::Nvrtc,
             sources,
@@ -27,8 +27,6 @@ use mnist_swiglu::{
 };
 
 mod common;
-
-const ARCHS: [u32; 6] = [80, 86, 89, 90, 100, 120];
 
 /// Unaligned builds and the large tile are tried on these alone: with all, the test would take minutes.
 const THOROUGH_ARCHS: [u32; 3] = [80, 90, 120];
@@ -83,16 +81,19 @@ fn product(file: &str, precision: u32, small: bool) -> Option<Defines> {
     Some([tile, more].concat())
 }
 
-/// The configurations that a file is tried in.
-fn configurations(file: &'static str, capability: u32) -> Vec<Configuration> {
+/// The configurations that a file is tried in on an architecture that it claims.
+fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
+    if file.starts_with("hopper") {
+        return hopper_configurations(file, arch);
+    }
     let mut all = Vec::new();
-    let thorough = THOROUGH_ARCHS.contains(&capability);
+    let thorough = THOROUGH_ARCHS.contains(&arch.capability);
     for precision in 0..3 {
         for aligned in if thorough { &[1, 0][..] } else { &[1] } {
             let aligned = *aligned;
             let mut add = |more: Defines| {
                 let defines = [vec![("PRECISION", precision), ("ALIGNED", aligned)], more].concat();
-                all.push(Configuration { file, defines, arch: Arch::of_device(capability / 10, capability % 10) });
+                all.push(Configuration { file, defines, arch });
             };
             match product(file, precision, true) {
                 Some(defines) => add(defines),
@@ -110,6 +111,11 @@ fn configurations(file: &'static str, capability: u32) -> Vec<Configuration> {
     all
 }
 
+/// The tensor-core precisions of a kernel for Hopper, with the defaults of the file.
+fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
+    [1, 2].map(|precision| Configuration { file, defines: vec![("PRECISION", precision)], arch }).to_vec()
+}
+
 /// Whether registers must be enough: for aligned builds of the tile of small batches, and of every forward.
 fn must_not_spill(configuration: &Configuration) -> bool {
     let has = |define| configuration.defines.contains(&define);
@@ -120,10 +126,18 @@ fn must_not_spill(configuration: &Configuration) -> bool {
 #[test]
 fn every_kernel_compiles_for_every_architecture_and_the_main_ones_spill_no_register() {
     let Some(nvrtc) = nvrtc() else { return };
-    let known: Vec<u32> = ARCHS.into_iter().filter(|arch| nvrtc.archs().contains(arch)).collect();
-    assert!(known.len() >= 4, "NVRTC {:?} knows only {:?}", nvrtc.version(), nvrtc.archs());
+    // Each file for each architecture that it claims and this NVRTC knows.
+    let claims = |file| architectures(file).iter().filter(|arch| nvrtc.archs().contains(&arch.capability));
     let work: Vec<Configuration> =
-        known.iter().flat_map(|&arch| sources::kernels().flat_map(move |file| configurations(file, arch))).collect();
+        sources::kernels().flat_map(|file| claims(file).flat_map(move |&arch| configurations(file, arch))).collect();
+    for file in sources::kernels() {
+        for arch in claims(file) {
+            let tried = |configuration: &&Configuration| configuration.file == file && configuration.arch == *arch;
+            assert!(work.iter().any(|configuration| tried(&configuration)), "{file} is not tried for {arch}");
+        }
+    }
+    let known: Vec<u32> = claims("swiglu_fused_forward.cu").map(|arch| arch.capability).collect();
+    assert!(known.len() >= 4, "NVRTC {:?} knows only {:?}", nvrtc.version(), nvrtc.archs());
     let (next, watched) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let failures = Mutex::new(Vec::new());
     let fail = |text: String| failures.lock().expect("no thread panics while it holds this").push(text);
@@ -192,9 +206,7 @@ fn chosen(chip: Chip, arch: Arch) -> HashSet<Configuration> {
 #[test]
 fn every_tile_that_is_chosen_compiles_and_its_main_loop_keeps_its_registers() {
     let Some(nvrtc) = nvrtc() else { return };
-    let datacentre = Chip { multiprocessors: 132, shared_per_block: 227 << 10, shared_per_multiprocessor: 228 << 10 };
-    let laptop = Chip { multiprocessors: 20, shared_per_block: 99 << 10, shared_per_multiprocessor: 100 << 10 };
-    let chosen: Vec<Configuration> = [(datacentre, Arch::of_device(9, 0)), (laptop, Arch::of_device(8, 9))]
+    let chosen: Vec<Configuration> = [(Chip::H200, Arch::of_device(9, 0)), (Chip::LAPTOP, Arch::of_device(8, 9))]
         .into_iter()
         .flat_map(|(chip, arch)| chosen(chip, arch))
         .collect();

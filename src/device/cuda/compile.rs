@@ -29,6 +29,22 @@ impl Arch {
     }
 }
 
+/// What kernel files are tried for, oldest first: one of each generation. The portable ones run on what lies between too.
+const PORTABLE: &[Arch] =
+    &[Arch::sm(80), Arch::sm(86), Arch::sm(89), Arch::of_device(9, 0), Arch::of_device(10, 0), Arch::sm(120)];
+
+/// TMA, wgmma and clusters as these kernels use them: Hopper alone.
+const HOPPER: &[Arch] = &[Arch::of_device(9, 0)];
+
+/// The architectures that a kernel file claims to compile for: the `hopper` ones for sm_90a, all others from sm_80 on.
+pub fn architectures(file: &str) -> &'static [Arch] {
+    if is_hopper(file) { HOPPER } else { PORTABLE }
+}
+
+fn is_hopper(file: &str) -> bool {
+    file.starts_with("hopper")
+}
+
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sm_{}{}", self.capability, if self.specific { "a" } else { "" })
@@ -66,6 +82,12 @@ impl Configuration {
     pub fn compile(&self, nvrtc: &Nvrtc) -> Result<Compiled> {
         let text = sources::text(self.file)
             .ok_or_else(|| Error::new(Kind::Device, format!("compile {self}: there is no such kernel file")))?;
+        if is_hopper(self.file) && !HOPPER.contains(&self.arch) {
+            return Err(Error::new(
+                Kind::Device,
+                format!("compile {self}: this kernel is for {} alone; other GPUs run the portable ones", HOPPER[0]),
+            ));
+        }
         let (major, minor) = nvrtc.version();
         if !nvrtc.archs().contains(&self.arch.capability) {
             let known = nvrtc.archs().iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
@@ -135,6 +157,13 @@ mod tests {
         assert_eq!(of(none), Some(0));
         assert_eq!(of(&format!("{none}\nptxas info    : Used 128 registers\n{some}")), Some(124));
         assert_eq!(of("ptxas info    : 63 bytes gmem"), None);
+    }
+
+    #[test]
+    fn hopper_files_are_for_hopper_alone() {
+        let names = |file| architectures(file).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(names("hopper_forward.cu"), "sm_90a");
+        assert_eq!(names("swiglu_fused_forward.cu"), "sm_80 sm_86 sm_89 sm_90a sm_100a sm_120");
     }
 
     #[test]

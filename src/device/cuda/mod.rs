@@ -10,6 +10,7 @@
 //! | [`driver`] | the driver and the devices that it shows |
 //! | [`context`], [`event`] | a device opened: its stream, memory, failures, time |
 //! | [`modules`] | kernels loaded and launched |
+//! | [`tensor_map`] | how Hopper's TMA finds the boxes of a matrix |
 //! | [`blas`] | cuBLAS |
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
 //! | [`tiles`] | which tile a product is given |
@@ -33,6 +34,7 @@ pub mod nvrtc;
 pub mod ops;
 mod places;
 pub mod sources;
+pub mod tensor_map;
 pub mod tiles;
 pub mod timing;
 
@@ -254,7 +256,7 @@ impl Cuda {
         if self.is_planning() {
             return Ok(grid.blocks);
         }
-        Ok(self.chip().multiprocessors * self.shared.modules.occupancy(configuration, name, grid)?.max(1))
+        self.shared.modules.resident_blocks(configuration, name, grid)
     }
 
     pub(crate) fn is_planning(&self) -> bool {

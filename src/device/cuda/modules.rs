@@ -12,7 +12,7 @@ use std::{
 
 use cudarc::driver::{result, sys};
 
-use super::{cache::Cache, compile::Configuration, context::Context, nvrtc::Nvrtc};
+use super::{cache::Cache, compile::Configuration, context::Context, nvrtc::Nvrtc, tensor_map::TensorMap};
 use crate::{Error, Kind, Result};
 
 /// A value that a kernel is given.
@@ -26,21 +26,27 @@ pub enum Arg {
     Float(f32),
     /// `u64`.
     Count(u64),
+    /// `const __grid_constant__ TensorMap`: how TMA finds the boxes of a matrix.
+    Map(TensorMap),
 }
 
 impl Arg {
-    /// Its bytes, little-endian in eight.
-    fn word(self) -> u64 {
+    /// Where its bytes are. The driver copies as many as the kernel declares, and writes none.
+    fn address(&self) -> *mut c_void {
         match self {
-            Arg::Pointer(value) | Arg::Count(value) => value,
-            Arg::Int(value) => u64::from(value as u32),
-            Arg::Float(value) => u64::from(value.to_bits()),
+            Arg::Pointer(value) | Arg::Count(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Arg::Int(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Arg::Float(value) => std::ptr::from_ref(value).cast_mut().cast(),
+            Arg::Map(map) => std::ptr::from_ref(map).cast_mut().cast(),
         }
     }
 }
 
+/// Blocks of a cluster at most: what every GPU that has clusters promises.
+const LARGEST_CLUSTER: usize = 8;
+
 /// How a kernel is launched.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
     /// Blocks.
     pub blocks: usize,
@@ -48,6 +54,80 @@ pub struct Grid {
     pub threads: usize,
     /// Bytes of dynamic shared memory of each.
     pub shared: usize,
+    /// Neighbouring blocks that run at once and see each other's shared memory (compute capability 9.0): 1, 2, 4 or 8.
+    pub cluster: usize,
+    /// Programmatic dependent launch (9.0): blocks may start while the kernel before still runs. Such a kernel calls
+    /// `griddepcontrol.wait` before it touches what kernels before it wrote, or write over what they read.
+    pub early: bool,
+}
+
+impl Grid {
+    /// Plain blocks, each on its own.
+    pub const fn new(blocks: usize, threads: usize, shared: usize) -> Grid {
+        Grid { blocks, threads, shared, cluster: 1, early: false }
+    }
+
+    /// The same in clusters of `cluster` blocks.
+    #[must_use]
+    pub const fn in_clusters(self, cluster: usize) -> Grid {
+        Grid { cluster, ..self }
+    }
+
+    /// The same, started before the kernel before has ended.
+    #[must_use]
+    pub const fn started_early(self) -> Grid {
+        Grid { early: true, ..self }
+    }
+
+    /// That the driver can be asked for it.
+    fn check(&self, name: &str) -> Result<()> {
+        let Grid { blocks, cluster, .. } = *self;
+        if !(1..=i32::MAX as usize).contains(&blocks) {
+            return Err(Error::shape(format!("{name}: {blocks} blocks are not a grid")));
+        }
+        if !cluster.is_power_of_two() || cluster > LARGEST_CLUSTER || !blocks.is_multiple_of(cluster) {
+            return Err(Error::shape(format!(
+                "{name}: {blocks} blocks in clusters of {cluster}; a cluster is 1, 2, 4 or {LARGEST_CLUSTER} blocks, and a \
+                 grid whole clusters"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What is asked for beside the sizes.
+    fn attributes(&self) -> Vec<sys::CUlaunchAttribute> {
+        use sys::{CUlaunchAttributeID as Id, CUlaunchAttributeValue as Value};
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = Vec::new();
+        if self.cluster > 1 {
+            // Written over zeros: the driver may look at all 64 bytes.
+            let mut value = Value { pad: [0; 64] };
+            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster as u32, y: 1, z: 1 };
+            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value));
+        }
+        if self.early {
+            let mut value = Value { pad: [0; 64] };
+            value.programmaticStreamSerializationAllowed = 1;
+            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, value));
+        }
+        attributes
+    }
+
+    /// What cuLaunchKernelEx is given. `attributes` must live as long as the result is used.
+    fn config(&self, stream: sys::CUstream, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
+            gridDimX: self.blocks as u32,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: self.threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared as u32,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
+    }
 }
 
 /// A configuration and its machine code.
@@ -178,18 +258,31 @@ impl Modules {
         Ok(function)
     }
 
-    /// Blocks of `grid` that one multiprocessor holds at once.
+    /// Blocks of `grid` that the whole chip holds at once. Clusters are counted by the driver: a chip whose groups of
+    /// multiprocessors are of unequal size holds fewer than a division would give.
     ///
     /// # Errors
     /// When the kernel cannot be loaded.
-    pub fn occupancy(&self, configuration: &Configuration, name: &'static str, grid: Grid) -> Result<usize> {
+    pub fn resident_blocks(&self, configuration: &Configuration, name: &'static str, grid: Grid) -> Result<usize> {
+        grid.check(name)?;
         let function = self.function(configuration, name, grid.shared)?;
         self.context.bind()?;
+        let failed = |cause| self.context.failed(&format!("run {name}"), cause);
+        if grid.cluster > 1 {
+            let mut attributes = grid.attributes();
+            let config = grid.config(self.context.stream(), &mut attributes);
+            let mut clusters = 0;
+            // SAFETY: the function is loaded, and the attributes outlive the call.
+            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, function, &raw const config) }
+                .result()
+                .map_err(failed)?;
+            return Ok(clusters.max(1) as usize * grid.cluster);
+        }
         // SAFETY: the function is loaded.
         let blocks = unsafe {
             result::occupancy::max_active_block_per_multiprocessor(function, grid.threads as i32, grid.shared)
         };
-        Ok(blocks.map_err(|cause| self.context.failed(&format!("run {name}"), cause))?.max(0) as usize)
+        Ok(self.context.chip().multiprocessors * blocks.map_err(failed)?.max(1) as usize)
     }
 
     /// Puts a launch on the stream.
@@ -198,8 +291,8 @@ impl Modules {
     /// When the kernel cannot be loaded or launched. A failure inside it shows at the next synchronisation.
     ///
     /// # Safety
-    /// `args` are what the kernel declares, in its order, and every address is good for what it reads and writes until
-    /// the stream has come past the launch, and every graph that was captured from it is gone.
+    /// `args` are what the kernel declares, in its order, and every address (those in tensor maps too) is good for what it
+    /// reads and writes until the stream has come past the launch, and every graph that was captured from it is gone.
     pub unsafe fn launch(
         &self,
         configuration: &Configuration,
@@ -207,26 +300,57 @@ impl Modules {
         grid: Grid,
         args: &[Arg],
     ) -> Result<()> {
-        let blocks = u32::try_from(grid.blocks)
-            .ok()
-            .filter(|blocks| (1..=i32::MAX as u32).contains(blocks))
-            .ok_or_else(|| Error::shape(format!("{name}: {} blocks are not a grid", grid.blocks)))?;
+        grid.check(name)?;
         let function = self.function(configuration, name, grid.shared)?;
         self.context.bind()?;
-        let mut words: Vec<u64> = args.iter().map(|arg| arg.word()).collect();
-        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
-        // SAFETY: the caller vouches for the arguments; the function is loaded; the words outlive the call, which copies
-        // them. Little-endian, as every host of a GPU is, the first bytes of a word are the shorter argument.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (blocks, 1, 1),
-                (grid.threads as u32, 1, 1),
-                grid.shared as u32,
-                self.context.stream(),
-                &mut pointers,
-            )
+        let stream = self.context.stream();
+        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+        let mut attributes = grid.attributes();
+        let outcome = if attributes.is_empty() {
+            let (blocks, threads) = ((grid.blocks as u32, 1, 1), (grid.threads as u32, 1, 1));
+            // SAFETY: the caller vouches for the arguments; the function is loaded; the arguments outlive the call, which
+            // copies them.
+            unsafe { result::launch_kernel(function, blocks, threads, grid.shared as u32, stream, &mut pointers) }
+        } else {
+            let config = grid.config(stream, &mut attributes);
+            // SAFETY: as above, and the attributes outlive the call too. Every driver of CUDA 12 has the function, and none
+            // older is used.
+            unsafe {
+                sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), std::ptr::null_mut()).result()
+            }
+        };
+        outcome.map_err(|cause| self.context.failed(&format!("launch {name}"), cause))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_grid_asks_for_nothing_special_and_a_cluster_must_divide_the_blocks() {
+        let grid = Grid::new(12, 128, 0);
+        assert!(grid.check("k").is_ok() && grid.attributes().is_empty());
+        let special = grid.in_clusters(4).started_early();
+        assert!(special.check("k").is_ok());
+        let mut attributes = special.attributes();
+        let config = special.config(std::ptr::null_mut(), &mut attributes);
+        assert_eq!((config.gridDimX, config.blockDimX, config.numAttrs), (12, 128, 2));
+        for (cluster, blocks) in [(8, 12), (3, 12), (16, 32), (0, 12), (1, 0)] {
+            let error = Grid::new(blocks, 128, 0).in_clusters(cluster).check("swiglu").unwrap_err();
+            assert!(error.to_string().starts_with("swiglu: "), "{error}");
         }
-        .map_err(|cause| self.context.failed(&format!("launch {name}"), cause))
+    }
+
+    #[test]
+    fn the_address_of_an_argument_is_that_of_its_bytes() {
+        let args = [Arg::Int(-2), Arg::Float(1.5), Arg::Count(1 << 40), Arg::Pointer(16)];
+        // SAFETY: each address is that of a value of the type that is read.
+        unsafe {
+            assert_eq!(*args[0].address().cast::<i32>(), -2);
+            assert_eq!(*args[1].address().cast::<f32>(), 1.5);
+            assert_eq!(*args[2].address().cast::<u64>(), 1 << 40);
+            assert_eq!(*args[3].address().cast::<u64>(), 16);
+        }
     }
 }

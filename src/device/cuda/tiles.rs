@@ -193,8 +193,8 @@ pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden
 mod tests {
     use super::*;
 
-    const H200: Chip = Chip { multiprocessors: 132, shared_per_block: 227 << 10, shared_per_multiprocessor: 228 << 10 };
-    const LAPTOP: Chip = Chip { multiprocessors: 20, shared_per_block: 99 << 10, shared_per_multiprocessor: 100 << 10 };
+    const H200: Chip = Chip::H200;
+    const LAPTOP: Chip = Chip::LAPTOP;
 
     #[test]
     fn blocks_that_wait_for_each_other_fit_on_the_chip_at_once() {

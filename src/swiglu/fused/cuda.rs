@@ -88,7 +88,7 @@ pub fn forward(
         let defines = [tile.defines(), vec![("K_SPLITS", splits as u32)]].concat();
         cuda.configuration("swiglu_fused_forward.cu", is_aligned(cuda, dims), &defines)
     };
-    let grid = |splits: usize| Grid { blocks: count * splits, threads: tile.threads(), shared: tile.shared(0) };
+    let grid = |splits: usize| Grid::new(count * splits, tile.threads(), tile.shared(0));
     let mut configuration = configure(splits);
     // Blocks of a tile wait for each other, so all must run at once; the rules see to it, this makes sure.
     if splits > 1 && cuda.resident_blocks(&configuration, NAME, grid(splits))? < count * splits {
@@ -151,7 +151,7 @@ pub fn backward_dx(
     let rows = batch.div_ceil(tile.rows);
     let (columns_1, columns_2) = ((2 * hidden).div_ceil(tile.cols), inputs.div_ceil(dx_cols));
     let (pieces_1, pieces_2) = (rows * columns_1 * splits, rows * columns_2 * dx_splits);
-    let mut grid = Grid { blocks: 1, threads: tile.threads(), shared: tile.shared(dx_cols) };
+    let mut grid = Grid::new(1, tile.threads(), tile.shared(dx_cols));
     let multiprocessors = cuda.chip().multiprocessors;
     grid.blocks = if pieces_1.max(pieces_2) <= multiprocessors {
         multiprocessors
@@ -200,7 +200,7 @@ pub fn backward_dwf(
     let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
     let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
     let configuration = cuda.configuration("swiglu_fused_dwf.cu", is_aligned(cuda, dims), &defines);
-    let grid = Grid { blocks: tile.count(2 * hidden, inputs), threads: tile.threads(), shared: tile.shared(0) };
+    let grid = Grid::new(tile.count(2 * hidden, inputs), tile.threads(), tile.shared(0));
     let head = [Pointer(dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
     match step {
         Some(step) => {
