@@ -15,6 +15,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod hopper;
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,

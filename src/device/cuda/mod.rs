@@ -13,7 +13,7 @@
 //! | [`tensor_map`] | how Hopper's TMA finds the boxes of a matrix |
 //! | [`blas`] | cuBLAS |
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
-//! | [`tiles`] | which tile a product is given |
+//! | [`tiles`], [`hopper_tiles`] | which tile a product is given |
 //! | [`ops`], [`head`] | the operations of the network |
 //! | [`timing`] | device time of some work |
 //!
@@ -27,6 +27,7 @@ pub mod driver;
 pub mod event;
 pub mod graph;
 pub mod head;
+pub mod hopper_tiles;
 pub mod library;
 pub mod log;
 pub mod modules;
@@ -214,7 +215,7 @@ impl Cuda {
 
     /// A kernel file in this precision, for rows that all start on 16 bytes or not.
     pub fn configuration(&self, file: &'static str, aligned: bool, more: &[(&'static str, u32)]) -> Configuration {
-        let products = file.starts_with("swiglu_fused");
+        let products = file.starts_with("swiglu_fused") || file.starts_with("hopper");
         let precision = match self.precision {
             Precision::Fp32 => 0,
             // Without a product, TF32 is fp32: the same elements, the same code, compiled once.

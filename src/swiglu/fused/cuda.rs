@@ -1,6 +1,6 @@
-//! The fused kernels on a GPU: kernels/swiglu_fused_forward.cu, swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
+//! The fused kernels on a GPU, Hopper's where they take the shape, else the portable ones: kernels/swiglu_fused_forward.cu, swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{super::reference::Dims, Keep};
+use super::{super::reference::Dims, Keep, hopper};
 use crate::{
     Result,
     device::{
@@ -10,7 +10,7 @@ use crate::{
             blas::Operand,
             context::Memory,
             modules::{
-                Arg::{Int, Pointer},
+                Arg::{self, Int, Pointer},
                 Grid,
             },
             ops::int,
@@ -44,8 +44,18 @@ impl Workspace {
         self.gates.as_ref().map_or(0, Memory::bytes)
     }
 
+    /// What a forward left.
+    pub(super) fn keep(&mut self, cuda: &Cuda, batch: usize, keep: Keep) {
+        self.element_bytes = cuda.element().bytes();
+        self.ready = match keep {
+            Keep::Nothing => None,
+            Keep::Inputs => Some((batch, false)),
+            Keep::Gates => Some((batch, true)),
+        };
+    }
+
     /// Room for [g | u].
-    fn gates(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
+    pub(super) fn gates(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
         match &self.gates {
             Some(memory) if memory.bytes() >= bytes => Ok(memory.pointer()),
             _ => {
@@ -58,7 +68,8 @@ impl Workspace {
     }
 }
 
-fn sizes(dims: Dims) -> Result<[crate::device::cuda::modules::Arg; 3]> {
+/// B, D, H, as kernels take them last.
+pub(super) fn sizes(dims: Dims) -> Result<[Arg; 3]> {
     Ok([Int(int(dims.batch)?), Int(int(dims.inputs)?), Int(int(dims.hidden)?)])
 }
 
@@ -81,6 +92,9 @@ pub fn forward(
     workspace: &mut Workspace,
 ) -> Result<()> {
     const NAME: &str = "swiglu_fused_forward";
+    if hopper::takes(cuda, dims) {
+        return hopper::forward(cuda, dims, x, weight, z, keep, workspace);
+    }
     let Dims { batch, inputs, hidden } = dims;
     let (tile, mut splits) = tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     let count = tile.count(batch, 2 * hidden);
@@ -111,12 +125,7 @@ pub fn forward(
     ];
     // SAFETY: the arguments are the kernel's; shapes were checked; counters are zero before and after.
     unsafe { cuda.launch(&configuration, NAME, grid(splits), &[&args[..], &sizes(dims)?].concat())? };
-    workspace.element_bytes = cuda.element().bytes();
-    workspace.ready = match keep {
-        Keep::Nothing => None,
-        Keep::Inputs => Some((batch, false)),
-        Keep::Gates => Some((batch, true)),
-    };
+    workspace.keep(cuda, batch, keep);
     Ok(())
 }
 
@@ -136,6 +145,10 @@ pub fn backward_dx(
     const NAME: &str = "swiglu_fused_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
+    let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
+    if hopper::takes(cuda, dims) {
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, gates).map(Some);
+    }
     let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     // Saved gates are read, not multiplied: nothing is left to split.
     let splits = if saved { 1 } else { splits };
@@ -171,7 +184,7 @@ pub fn backward_dx(
     let args = [
         Pointer(cuda.expect_activation(NAME, "x", x)?),
         Pointer(cuda.expect_activation(NAME, "Wf", weight.operand())?),
-        Pointer(workspace.gates.as_ref().map_or(0, Memory::pointer)),
+        Pointer(gates.unwrap_or(0)),
         Pointer(cuda.expect_activation(NAME, "dz", dz)?),
         Pointer(dgates),
         Pointer(dx),
@@ -196,6 +209,9 @@ pub fn backward_dwf(
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
+    if hopper::takes(cuda, dims) {
+        return hopper::backward_dwf(cuda, dims, x, dgates, weight, step);
+    }
     let Dims { batch, inputs, hidden } = dims;
     let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
     let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
@@ -204,12 +220,7 @@ pub fn backward_dwf(
     let head = [Pointer(dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
     match step {
         Some(step) => {
-            let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
-            let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
-            let value = weight.value.cuda()?.memory.pointer();
-            let update = [Pointer(value), Pointer(velocity), Pointer(copy)];
-            let sgd = cuda.sgd_args(&step.for_param(weight.decays))?;
-            let args = [&head[..], &update, &sgd, &sizes(dims)?].concat();
+            let args = [&head[..], &update_args(cuda, weight, step)?, &sizes(dims)?].concat();
             // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone touches its weights.
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf_sgd", grid, &args) }
         }
@@ -220,6 +231,15 @@ pub fn backward_dwf(
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf", grid, &args) }
         }
     }
+}
+
+/// What a kernel that updates weights in place is given: weights, velocity, the copy that products read, and the step.
+pub(super) fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
+    let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
+    let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
+    let value = weight.value.cuda()?.memory.pointer();
+    let update = [Pointer(value), Pointer(velocity), Pointer(copy)];
+    Ok([&update[..], &cuda.sgd_args(&step.for_param(weight.decays))?].concat())
 }
 
 /// dWf by a library product, into the gradient's buffer.
