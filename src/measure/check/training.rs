@@ -81,6 +81,9 @@ pub struct Outcome {
     pub losses: Vec<f32>,
 }
 
+/// Weights and losses after the steps, by the reference.
+pub type Expected = (Params, Vec<f64>);
+
 /// A network, images and learning rates, and what the reference makes of them.
 #[derive(Clone, Debug)]
 pub struct TrainingCase {
@@ -99,7 +102,7 @@ pub struct TrainingCase {
     /// Momentum before the first step, about as large as the gradients.
     pub velocities: Arrays,
     /// For each recipe, with frozen layers and with layers that learn: weights and losses after the steps.
-    want: [[OnceLock<(Params, Vec<f64>)>; 2]; 2],
+    want: [[OnceLock<Expected>; 2]; 2],
 }
 
 impl TrainingCase {
@@ -159,7 +162,7 @@ impl TrainingCase {
     }
 
     /// All steps by the reference: weights and losses.
-    pub fn reference(&self, recipe: &Recipe, mut network: Network) -> (Params, Vec<f64>) {
+    pub fn reference(&self, recipe: &Recipe, mut network: Network) -> Expected {
         let steps = self.order.chunks(self.dims.batch).zip(&self.rates).map(|(rows, &lr)| {
             let (x, labels) = self.batch(rows);
             network.step(&x, &labels, &SgdStep { lr, ..recipe.sgd }, recipe.clip_norm)
