@@ -106,7 +106,7 @@ pub struct TrainArgs {
     /// Whether the fused forward keeps g and u for the backward
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     pub gates: Gates,
-    /// Precision of the products; tf32 and bf16 need an NVIDIA GPU
+    /// Precision of the products; all but fp32 need an NVIDIA GPU
     #[arg(long, value_enum, default_value_t, value_name = "NAME")]
     pub precision: Precision,
 
