@@ -17,7 +17,7 @@ use mnist_swiglu::{
         Precision,
         cuda::{
             cache::Cache,
-            compile::{Arch, Configuration, architectures},
+            compile::{Arch, Configuration, architectures, define},
             context::Chip,
             nvrtc::Nvrtc,
             sources,
@@ -46,13 +46,13 @@ fn nvrtc() -> Option<&'static Nvrtc> {
     }
 }
 
-/// The defines of a tile with two warps by two.
-fn tile(rows: u32, cols: u32, stages: u32, blocks: u32) -> Defines {
+/// The defines of a tile with two warps by `warps`.
+fn tile(rows: u32, cols: u32, warps: u32, stages: u32, blocks: u32) -> Defines {
     vec![
         ("TILE_M", rows),
         ("TILE_N", cols),
         ("WARP_ROWS", 2),
-        ("WARP_COLS", 2),
+        ("WARP_COLS", warps),
         ("TILE_STAGES", stages),
         ("MIN_BLOCKS", blocks),
     ]
@@ -62,9 +62,10 @@ fn tile(rows: u32, cols: u32, stages: u32, blocks: u32) -> Defines {
 /// The small one splits K, reads saved gates and updates weights; the large one does none of it.
 fn product(file: &str, precision: u32, small: bool) -> Option<Defines> {
     let tile = match (small, precision) {
-        (true, 0) => tile(64, 64, 3, 4),
-        (true, _) => tile(64, 64, 4, 3),
-        (false, _) => tile(128, 128, 3, 2),
+        (true, 0) => tile(64, 64, 2, 3, 4),
+        (true, _) => tile(64, 64, 2, 4, 3),
+        (false, 3) => tile(128, 128, 4, 3, 1),
+        (false, _) => tile(128, 128, 2, 3, 2),
     };
     let splits = if small { 4 } else { 1 };
     let more = match file {
@@ -88,7 +89,7 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
     }
     let mut all = Vec::new();
     let thorough = THOROUGH_ARCHS.contains(&arch.capability);
-    for precision in 0..3 {
+    for precision in 0..4 {
         for aligned in if thorough { &[1, 0][..] } else { &[1] } {
             let aligned = *aligned;
             let mut add = |more: Defines| {
@@ -97,8 +98,8 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
             };
             match product(file, precision, true) {
                 Some(defines) => add(defines),
-                // To a kernel without a product, TF32 is fp32: the same elements, the same code.
-                None if precision == 1 => {}
+                // To a kernel without a product these are fp32: the same elements, the same code.
+                None if precision == 1 || precision == 3 => {}
                 None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 4)]),
                 None => add(Vec::new()),
             }
@@ -167,9 +168,9 @@ fn every_kernel_compiles_for_every_architecture_and_the_main_ones_spill_no_regis
     });
     let failures = failures.into_inner().expect("no thread panicked");
     assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), work.len(), failures.join("\n"));
-    // Each of three files, three precisions; and the large forward.
+    // Each of three files, four precisions; and the large forward.
     let large = known.iter().filter(|arch| THOROUGH_ARCHS.contains(arch)).count();
-    assert_eq!(watched.into_inner(), 9 * known.len() + 3 * large);
+    assert_eq!(watched.into_inner(), 12 * known.len() + 4 * large);
 }
 
 /// The configurations that the rules of `tiles` choose on a chip, over shapes from tiny to those of the tables.
@@ -177,7 +178,8 @@ fn chosen(chip: Chip, arch: Arch) -> HashSet<Configuration> {
     let mut all = HashSet::new();
     let shapes =
         [(1, 123, 431), (64, 512, 512), (1024, 512, 512), (64, 2048, 2048), (256, 2048, 2048), (256, 4096, 4096)];
-    for (number, &precision) in (0..).zip(Precision::ALL) {
+    for &precision in Precision::ALL {
+        let number = define(precision);
         for (batch, inputs, hidden) in shapes.into_iter().chain([(1024, 2048, 2048), (1024, 4096, 4096)]) {
             let aligned = u32::from(inputs % 8 == 0 && hidden % 8 == 0);
             let mut add = |file, tile: Tile, more: &[(&'static str, u32)]| {

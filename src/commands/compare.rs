@@ -25,6 +25,7 @@ use crate::{
     swiglu::{self, Entry},
     train::{
         config::{Config, NetworkConfig},
+        footprint::Footprint,
         metrics::{Epoch, Event},
         observer::{Observer, Progress},
         trainer::{Splits, Trainer},
@@ -105,6 +106,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
 
 impl Runner {
     fn new(config: Config, entry: &'static Entry, device: &Device, dataset: &Dataset) -> Result<Runner> {
+        Footprint::check(&config, device)?;
         let model = Mlp::new(config.mlp(device)?, config.seed)?;
         let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
         let trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), Instant::now())?;

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::{nvrtc::Nvrtc, sources};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, device::Precision};
 
 /// An architecture: compute capability 9.0 is `sm_90`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +43,16 @@ pub fn architectures(file: &str) -> &'static [Arch] {
 
 fn is_hopper(file: &str) -> bool {
     file.starts_with("hopper")
+}
+
+/// What `PRECISION` is defined as in kernels/.
+pub const fn define(precision: Precision) -> u32 {
+    match precision {
+        Precision::Fp32 => 0,
+        Precision::Tf32 => 1,
+        Precision::Bf16 => 2,
+        Precision::Fp32Emulated => 3,
+    }
 }
 
 impl fmt::Display for Arch {

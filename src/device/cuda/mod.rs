@@ -58,7 +58,7 @@ use modules::{Arg, CompileTime, Grid, Modules};
 /// What the elements of a tensor on the device are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// IEEE single precision: all parameters, and the activations of fp32 and tf32.
+    /// IEEE single precision: all parameters, and the activations of all precisions but bf16.
     F32,
     /// bf16: activations and the copies of weights that products read.
     Bf16,
@@ -163,7 +163,7 @@ impl Cuda {
     /// What activations are kept in.
     pub fn element(&self) -> Element {
         match self.precision {
-            Precision::Fp32 | Precision::Tf32 => Element::F32,
+            Precision::Fp32 | Precision::Fp32Emulated | Precision::Tf32 => Element::F32,
             Precision::Bf16 => Element::Bf16,
         }
     }
@@ -216,11 +216,10 @@ impl Cuda {
     /// A kernel file in this precision, for rows that all start on 16 bytes or not.
     pub fn configuration(&self, file: &'static str, aligned: bool, more: &[(&'static str, u32)]) -> Configuration {
         let products = file.starts_with("swiglu_fused") || file.starts_with("hopper");
-        let precision = match self.precision {
-            Precision::Fp32 => 0,
-            // Without a product, TF32 is fp32: the same elements, the same code, compiled once.
-            Precision::Tf32 => u32::from(products),
-            Precision::Bf16 => 2,
+        let precision = match self.element() {
+            // Without a product these are one: the same elements, the same code, compiled once.
+            Element::F32 if !products => compile::define(Precision::Fp32),
+            Element::F32 | Element::Bf16 => compile::define(self.precision),
         };
         let (major, minor) = self.shared.context.gpu().capability;
         let defines = [&[("PRECISION", precision), ("ALIGNED", u32::from(aligned))], more].concat();
