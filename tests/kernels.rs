@@ -19,6 +19,7 @@ use mnist_swiglu::{
             cache::Cache,
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
+            hopper_tiles::{HopperTile, backward_dx, dwf, forward},
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
@@ -112,15 +113,41 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
     all
 }
 
-/// The tensor-core precisions of a kernel for Hopper, with the defaults of the file.
+/// A kernel for Hopper with the tiles that the H200 is given from small layers to large ones, in each precision of tensor cores.
 fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
-    [1, 2].map(|precision| Configuration { file, defines: vec![("PRECISION", precision)], arch }).to_vec()
+    let mut all: Vec<Defines> = Vec::new();
+    let mut add = |precision: Precision, more: Defines| {
+        let defines = [vec![("PRECISION", define(precision)), ("ALIGNED", 1)], more].concat();
+        if !all.contains(&defines) {
+            all.push(defines);
+        }
+    };
+    for precision in [Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16] {
+        for (batch, d) in [(64, 512), (64, 2048), (256, 2048), (256, 4096), (1024, 4096)] {
+            for flag in [false, true] {
+                let with = |tile: HopperTile, name| [tile.defines(), vec![(name, u32::from(flag))]].concat();
+                let chip = Chip::H200;
+                match file {
+                    "hopper_swiglu_forward.cu" => add(precision, forward(chip, precision, batch, d, d).defines()),
+                    "hopper_swiglu_backward_dx.cu" => {
+                        add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
+                    }
+                    "hopper_swiglu_dwf.cu" => add(precision, with(dwf(chip, precision, batch, d, d, flag), "UPDATE")),
+                    _ => add(precision, Vec::new()),
+                }
+            }
+        }
+    }
+    all.into_iter().map(|defines| Configuration { file, defines, arch }).collect()
 }
 
 /// Whether registers must be enough: for aligned builds of the tile of small batches, and of every forward.
 fn must_not_spill(configuration: &Configuration) -> bool {
     let has = |define| configuration.defines.contains(&define);
     let product = configuration.file.starts_with("swiglu_fused");
+    if configuration.file.starts_with("hopper") {
+        return !has(("SAVED_GATES", 0)); // whose two products leave a few words of one on the stack during the other
+    }
     product && has(("ALIGNED", 1)) && (has(("TILE_M", 64)) || configuration.file == "swiglu_fused_forward.cu")
 }
 

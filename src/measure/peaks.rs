@@ -39,7 +39,8 @@ pub fn measure(device: &Device, precision: Precision) -> Result<Peaks> {
         Device::Cuda(cuda) => {
             let rate = |precision| gemm_flops(&device.with_precision(precision), precision);
             let flops = match precision {
-                Precision::Fp32Emulated => (rate(Precision::Tf32)? / 3.0).max(rate(Precision::Bf16)? / 6.0),
+                // Three products of 16-bit operands, or of TF32, for one.
+                Precision::Fp32Emulated => rate(Precision::Tf32)?.max(rate(Precision::Bf16)?) / 3.0,
                 _ => rate(precision)?,
             };
             Ok(Peaks {

@@ -1,10 +1,15 @@
-//! The fused kernels on a GPU, Hopper's where they take the shape, else the portable ones: kernels/swiglu_fused_forward.cu, swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
+//! The fused kernels on a GPU: Hopper's where they take the shape, else the portable ones, kernels/swiglu_fused_forward.cu,
+//! swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{super::reference::Dims, Keep, hopper};
+use super::{
+    super::reference::Dims,
+    Keep,
+    hopper::{self, Planes},
+};
 use crate::{
     Result,
     device::{
-        Layout, SgdStep,
+        Layout, Precision, SgdStep,
         cuda::{
             Cuda, Element,
             blas::Operand,
@@ -28,20 +33,47 @@ pub struct Workspace {
     /// The batch of the last training forward, and whether its gates were saved.
     ready: Option<(usize, bool)>,
     element_bytes: usize,
+    /// x split in two, where the precision's products read it so: planes and factors, and the bytes of the last forward's.
+    planes: Option<(Memory, Memory)>,
+    plane_bytes: usize,
 }
 
 impl Workspace {
     /// Bytes kept between the forward and its backward.
     pub fn saved_bytes(&self, hidden: usize) -> usize {
         match self.ready {
-            Some((batch, true)) => 2 * batch * hidden * self.element_bytes,
-            _ => 0,
+            Some((batch, true)) => 2 * batch * hidden * self.element_bytes + self.plane_bytes,
+            Some((_, false)) => self.plane_bytes,
+            None => 0,
         }
     }
 
     /// Bytes held; scratch is the device's, shared by all layers.
     pub fn bytes(&self) -> usize {
-        self.gates.as_ref().map_or(0, Memory::bytes)
+        let planes = self.planes.as_ref().map_or(0, |(planes, factors)| planes.bytes() + factors.bytes());
+        self.gates.as_ref().map_or(0, Memory::bytes) + planes
+    }
+
+    /// Room for the planes of x (B, D), in the precision that splits it; of its own where a backward will read them, so that an
+    /// inference between the two does no harm.
+    pub(super) fn planes(&mut self, cuda: &Cuda, batch: usize, inputs: usize, keep: Keep) -> Result<Option<Planes>> {
+        if cuda.precision() != Precision::Fp32Emulated {
+            return Ok(None);
+        }
+        if keep == Keep::Nothing {
+            return Planes::in_scratch(cuda, ("planes of x", "factors of x"), (batch, inputs)).map(Some);
+        }
+        let (bytes, factors) = Planes::bytes(batch, inputs);
+        self.plane_bytes = bytes + factors;
+        if self.planes.as_ref().is_none_or(|(planes, down)| planes.bytes() < bytes || down.bytes() < factors) {
+            self.planes = Some((cuda.context().allocate(bytes)?, cuda.context().allocate(factors)?));
+        }
+        Ok(self.last_planes())
+    }
+
+    /// The planes that the last forward filled.
+    fn last_planes(&self) -> Option<Planes> {
+        self.planes.as_ref().map(|(planes, down)| Planes { hi: planes.pointer(), down: down.pointer() })
     }
 
     /// What a forward left.
@@ -147,7 +179,7 @@ pub fn backward_dx(
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
     let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
     if hopper::takes(cuda, dims) {
-        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, gates).map(Some);
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes())).map(Some);
     }
     let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     // Saved gates are read, not multiplied: nothing is left to split.
@@ -205,12 +237,12 @@ pub fn backward_dwf(
     cuda: &Cuda,
     dims: Dims,
     x: &Tensor,
-    dgates: u64,
+    (dgates, workspace): (u64, &Workspace),
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
     if hopper::takes(cuda, dims) {
-        return hopper::backward_dwf(cuda, dims, x, dgates, weight, step);
+        return hopper::backward_dwf(cuda, dims, x, (dgates, workspace.last_planes()), weight, step);
     }
     let Dims { batch, inputs, hidden } = dims;
     let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());

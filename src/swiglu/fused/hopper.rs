@@ -40,7 +40,7 @@ fn element(cuda: &Cuda) -> MapElement {
     match cuda.precision() {
         Precision::Tf32 => MapElement::Tf32,
         Precision::Bf16 => MapElement::Bf16,
-        Precision::Fp32 => MapElement::F32,
+        Precision::Fp32 | Precision::Fp32Emulated => MapElement::F32,
     }
 }
 
@@ -69,14 +69,72 @@ fn gate_up(cuda: &Cuda, dims: Dims, pointer: u64, tile: HopperTile) -> Result<Te
     .encode()
 }
 
+/// Activations for fp32-emulated, split into two planes of fp16: hi (rows, cols), then lo, and a factor a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Planes {
+    /// Where hi begins.
+    pub hi: u64,
+    /// Where the factors begin, (rows) fp32.
+    pub down: u64,
+}
+
+impl Planes {
+    /// Bytes of both planes, and of the factors.
+    pub fn bytes(rows: usize, cols: usize) -> (usize, usize) {
+        (4 * rows * cols, 4 * rows)
+    }
+
+    /// Room for them that nobody reads after the next launches of the same purpose.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn in_scratch(
+        cuda: &Cuda,
+        purposes: (&'static str, &'static str),
+        (rows, cols): (usize, usize),
+    ) -> Result<Planes> {
+        let (hi, down) = Planes::bytes(rows, cols);
+        Ok(Planes { hi: cuda.scratch(purposes.0, hi)?, down: cuda.scratch(purposes.1, down)? })
+    }
+
+    /// Boxes of `box_rows` rows, 64 elements wide, of both planes: row r of lo is row `rows` + r.
+    fn map(&self, name: &str, (rows, cols): (usize, usize), box_rows: usize) -> Result<TensorMap> {
+        Boxes::of_matrix(name, MapElement::F16, self.hi, (2 * rows, cols), (box_rows, 64), Swizzle::Bytes128)
+    }
+
+    /// Splits x (rows, cols), in one launch.
+    fn fill(&self, cuda: &Cuda, x: u64, (rows, cols): (usize, usize)) -> Result<()> {
+        let args = [Pointer(x), Pointer(self.hi), Pointer(self.down), Int(int(rows)?), Int(int(cols)?)];
+        let configuration = cuda.configuration("hopper_split.cu", true, &[]);
+        // SAFETY: the arguments are the kernel's; the planes have room for both halves of x, and the factors for its rows.
+        unsafe { cuda.launch(&configuration, "hopper_split", Grid::new(rows, 256, 0).started_early(), &args) }
+    }
+}
+
+/// The operand that lies along the batch in the forward's product, and the factors of its rows (0 where there are none).
+fn activations(
+    cuda: &Cuda,
+    name: &str,
+    pointer: u64,
+    planes: Option<Planes>,
+    shape: (usize, usize),
+    box_rows: usize,
+) -> Result<(TensorMap, u64)> {
+    match planes {
+        Some(planes) => Ok((planes.map(name, shape, box_rows)?, planes.down)),
+        None => Ok((matrix(cuda, name, pointer, shape, box_rows)?, 0)),
+    }
+}
+
 fn configuration(cuda: &Cuda, file: &'static str, tile: HopperTile, more: &[(&'static str, u32)]) -> Configuration {
     cuda.configuration(file, true, &[&tile.defines()[..], more].concat())
 }
 
 fn grid(cuda: &Cuda, tile: HopperTile, clusters: usize) -> Grid {
-    Grid::new(clusters * tile.cluster(), tile.threads(), tile.shared(cuda.precision()))
-        .in_clusters(tile.cluster())
-        .started_early()
+    let blocks = clusters * tile.cluster();
+    let grid = Grid::new(blocks, tile.threads(), tile.shared(cuda.precision())).in_clusters(tile.cluster());
+    // A kernel that fills the chip more than once would only have to share it with the next one's idle blocks.
+    if blocks <= cuda.chip().multiprocessors * tile.blocks { grid.started_early() } else { grid }
 }
 
 /// z = silu(x Wg^T) * (x Wu^T): (B, D) @ (D, 2H) -> (B, H), in one launch.
@@ -101,15 +159,20 @@ pub fn forward(
     };
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
     let x = cuda.expect_activation(NAME, "x", x)?;
+    let planes = workspace.planes(cuda, batch, inputs, keep)?;
+    if let Some(planes) = planes {
+        planes.fill(cuda, x, (batch, inputs))?;
+    }
+    let (operand, down) = activations(cuda, "x", x, planes, (batch, inputs), tile.cols / tile.share_b)?;
     let args = [
         Map(gate_up(cuda, dims, wf, tile)?),
-        Map(matrix(cuda, "x", x, (batch, inputs), tile.cols / tile.share_b)?),
-        Pointer(0),
+        Map(operand),
+        Pointer(down),
         Pointer(cuda.expect_activation(NAME, "z", z)?),
         Pointer(gates),
     ];
-    let clusters = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b)
-        * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
+    let clusters =
+        hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let configuration = configuration(cuda, "hopper_swiglu_forward.cu", tile, &[]);
     // SAFETY: the arguments are the kernel's; shapes were checked; the maps are of these matrices.
     unsafe {
@@ -120,7 +183,8 @@ pub fn forward(
 }
 
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch, from saved gates or
-/// with the gates made again. The address of [dg | du], good until the next backward.
+/// with the gates made again. `planes` are x's, where the forward split it. The address of [dg | du], good until the next
+/// backward.
 ///
 /// # Errors
 /// When the device fails.
@@ -130,7 +194,7 @@ pub fn backward_dx(
     (x, dz): (&Tensor, &Tensor),
     weight: &Param,
     dx: Option<&Tensor>,
-    saved: Option<u64>,
+    (saved, planes): (Option<u64>, Option<Planes>),
 ) -> Result<u64> {
     const NAME: &str = "hopper_swiglu_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
@@ -144,17 +208,23 @@ pub fn backward_dx(
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
     let x = cuda.expect_activation(NAME, "x", x)?;
     let images = tile.cols / tile.share_b;
+    let (from_x, down) = activations(cuda, "x", x, planes, (batch, inputs), images)?;
+    let split = match planes {
+        Some(_) => Some(Planes::in_scratch(cuda, ("planes of dgates", "factors of dgates"), (batch, 2 * hidden))?),
+        None => None,
+    };
+    let (from_dgates, _) = activations(cuda, "[dg | du]", dgates, split, (batch, 2 * hidden), images)?;
     let args = [
         Map(gate_up(cuda, dims, wf, tile)?),
-        Map(matrix(cuda, "x", x, (batch, inputs), images)?),
+        Map(from_x),
         Map(matrix(cuda, "Wf", wf, (2 * hidden, inputs), tile.k_tile(cuda.precision()))?),
-        Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), images)?),
-        Pointer(0),
+        Map(from_dgates),
+        Pointer(down),
         Pointer(saved.unwrap_or(0)),
         Pointer(cuda.expect_activation(NAME, "dz", dz)?),
         Pointer(dgates),
-        Pointer(0),
-        Pointer(0),
+        Pointer(split.map_or(0, |planes| planes.hi)),
+        Pointer(split.map_or(0, |planes| planes.down)),
         Pointer(dx),
         Pointer(cuda.scratch("dx counters", 12)?),
     ];
@@ -181,13 +251,7 @@ pub fn backward_dx(
 fn transposed(cuda: &Cuda, batch: usize, inputs: usize, x: u64) -> Result<(u64, usize)> {
     let pitch = batch.next_multiple_of(4);
     let out = cuda.scratch("x transposed", inputs * pitch * 4)?;
-    let args = [
-        Pointer(x),
-        Pointer(out),
-        Int(int(batch)?),
-        Int(int(inputs)?),
-        Int(int(pitch)?),
-    ];
+    let args = [Pointer(x), Pointer(out), Int(int(batch)?), Int(int(inputs)?), Int(int(pitch)?)];
     let configuration = cuda.configuration("hopper_transpose.cu", true, &[]);
     let grid = Grid::new(inputs.div_ceil(32) * batch.div_ceil(32), 256, 0).started_early();
     // SAFETY: the arguments are the kernel's, and the scratch memory is as large as it writes.
@@ -203,12 +267,12 @@ pub fn backward_dwf(
     cuda: &Cuda,
     dims: Dims,
     x: &Tensor,
-    dgates: u64,
+    (dgates, planes): (u64, Option<Planes>),
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
-    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
     let k_tile = tile.k_tile(cuda.precision());
     let x = cuda.expect_activation("dWf", "x", x)?;
     let operand = match cuda.precision() {
@@ -225,9 +289,12 @@ pub fn backward_dwf(
             }
             .encode()?
         }
-        Precision::Fp32 | Precision::Bf16 => matrix(cuda, "x", x, (batch, inputs), k_tile)?,
+        Precision::Fp32 | Precision::Fp32Emulated | Precision::Bf16 => {
+            activations(cuda, "x", x, planes, (batch, inputs), k_tile)?.0
+        }
     };
-    let head = [Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?), Map(operand), Pointer(0)];
+    let down = planes.map_or(0, |planes| planes.down);
+    let head = [Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?), Map(operand), Pointer(down)];
     let update = [("UPDATE", u32::from(step.is_some()))];
     let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &update);
     let grid = grid(cuda, tile, (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols));
