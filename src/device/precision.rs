@@ -13,8 +13,8 @@ pub enum Precision {
     /// IEEE single precision
     #[default]
     Fp32,
-    /// Results as good as fp32's from tensor cores: each operand split in two, three products in the fused kernels; cuBLAS
-    /// has no such products, those of the library stay fp32 (NVIDIA GPUs)
+    /// fp32's accuracy from tensor cores: operands split in two, three products for one in the fused kernels; cuBLAS has none
+    /// like it, so library products stay fp32 (NVIDIA GPUs)
     Fp32Emulated,
     /// TF32 operands, fp32 accumulation (NVIDIA GPUs)
     Tf32,

@@ -9,7 +9,7 @@
 //! | [`cache`] | cubins kept on disk |
 //! | [`driver`] | the driver and the devices that it shows |
 //! | [`context`], [`event`] | a device opened: its stream, memory, failures, time |
-//! | [`modules`] | kernels loaded and launched |
+//! | [`launch`], [`modules`] | what a launch is; kernels loaded and launched |
 //! | [`tensor_map`] | how Hopper's TMA finds the boxes of a matrix |
 //! | [`blas`] | cuBLAS |
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
@@ -28,6 +28,7 @@ pub mod event;
 pub mod graph;
 pub mod head;
 pub mod hopper_tiles;
+pub mod launch;
 pub mod library;
 pub mod log;
 pub mod modules;
