@@ -115,7 +115,15 @@ impl Runner {
         let model = Mlp::new(config.mlp(device)?, config.seed)?;
         let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
         let trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), Instant::now())?;
-        Ok(Runner { entry, config, trainer, epochs: Vec::new(), checkpoint: None, peak_bytes: None, elapsed: Vec::new() })
+        Ok(Runner {
+            entry,
+            config,
+            trainer,
+            epochs: Vec::new(),
+            checkpoint: None,
+            peak_bytes: None,
+            elapsed: Vec::new(),
+        })
     }
 
     /// Trains one epoch: the loop is asked to stop when an epoch is over, and goes on there at the next call.

@@ -67,8 +67,12 @@ impl Axis {
     pub fn logarithmic(low: f64, high: f64) -> Self {
         let (low, high) = (low.log10() - 0.05, high.log10() + 0.05);
         let decades = high - low;
-        // As many names as fit: 1, 2 and 5 of each decade, or 1 alone.
-        let digits: &[i32] = if decades <= 3.5 { &[1, 2, 5] } else { &[1] };
+        // As many names as fit: nearly all digits, 1, 2 and 5 of each decade, or 1 alone.
+        let digits: &[i32] = match decades {
+            ..=0.9 => &[1, 2, 3, 4, 5, 6, 8],
+            ..=3.5 => &[1, 2, 5],
+            _ => &[1],
+        };
         let every = (decades / 8.0).ceil().max(1.0) as i32;
         let ticks = (low.floor() as i32..=high.ceil() as i32)
             .filter(|exponent| exponent % every == 0)

@@ -116,7 +116,7 @@ fn draw_bar<DB: DrawingBackend>(pen: &Pen<'_, DB>, bar: &Bar, mut y: f64, longes
     if let Some(ghost) = bar.ghost {
         pen.rect((MARGIN, top), (x(ghost), bottom), palette::MUTED.mix(0.3).filled())?;
     }
-    if let Some(value) = bar.value {
+    if let Some(value) = bar.value.filter(|&value| value != bar.from) {
         // At least a hair, so that the smallest is seen.
         let (from, to) = (x(bar.from.min(value)), x(bar.from.max(value)).max(x(bar.from.min(value)) + 1.5));
         if bar.less_work {
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_label_and_a_note_that_do_not_fit_stand_below_each_other() {
-        let long = Bar { note: "a note as long as a whole line of the chart, and more".into(), ..bar("label") };
+        let long = Bar { note: "a note as long as a whole line of the chart and a little more".into(), ..bar("label") };
         assert!(long.height().unwrap() > bar("label").height().unwrap());
     }
 }

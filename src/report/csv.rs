@@ -7,8 +7,29 @@ use crate::{Error, Kind, Result, measure::record::Line};
 
 /// Columns that come first, where there are such; the others follow by name.
 const FIRST: [&str; 23] = [
-    "bench", "swiglu", "device", "gpu", "precision", "pass", "gates", "B", "D", "H", "cache", "median_ms", "p10_ms", "p90_ms",
-    "samples", "tflops", "gbytes_per_s", "floor_ms", "rel_err", "bound", "ok", "launches", "saved_bytes",
+    "bench",
+    "swiglu",
+    "device",
+    "gpu",
+    "precision",
+    "pass",
+    "gates",
+    "B",
+    "D",
+    "H",
+    "cache",
+    "median_ms",
+    "p10_ms",
+    "p90_ms",
+    "samples",
+    "tflops",
+    "gbytes_per_s",
+    "floor_ms",
+    "rel_err",
+    "bound",
+    "ok",
+    "launches",
+    "saved_bytes",
 ];
 
 /// The records, with a header.
@@ -30,7 +51,8 @@ pub fn text(lines: &[Line]) -> Result<String> {
     columns.dedup();
     let mut out = columns.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(",") + "\r\n";
     for row in &rows {
-        let cell = |column: &&str| row.iter().find(|(name, _)| name == column).map_or(String::new(), |(_, v)| quoted(v));
+        let cell =
+            |column: &&str| row.iter().find(|(name, _)| name == column).map_or(String::new(), |(_, v)| quoted(v));
         out += &(columns.iter().map(cell).collect::<Vec<_>>().join(",") + "\r\n");
     }
     Ok(out)

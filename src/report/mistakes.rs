@@ -58,7 +58,8 @@ impl Figure for Digits {
 /// A digit as ink on paper: dark on light in any colour scheme. Equal neighbours are one rectangle.
 fn draw_digit<DB: DrawingBackend>(pen: &Pen<'_, DB>, pixels: &str, (left, top): (f64, f64)) -> Result<()> {
     // Sixteen levels are as many as an eye tells apart; a trace of blue keeps them apart from the palette's greys.
-    let level = |index: usize| pixels.get(2 * index..2 * index + 1).and_then(|digit| u8::from_str_radix(digit, 16).ok());
+    let level =
+        |index: usize| pixels.get(2 * index..2 * index + 1).and_then(|digit| u8::from_str_radix(digit, 16).ok());
     let shade = |level: u8| {
         let grey = 250 - level * 15;
         RGBColor(grey, grey, grey + 3)
@@ -139,7 +140,11 @@ impl Figure for Matrix {
 /// The pair that is confused most: (what it is, what the network said, how often).
 pub fn most_confused(counts: &[Vec<u64>]) -> Option<(usize, usize, u64)> {
     let cells = counts.iter().enumerate().flat_map(|(row, counts)| {
-        counts.iter().enumerate().filter(move |(column, _)| *column != row).map(move |(column, &count)| (row, column, count))
+        counts
+            .iter()
+            .enumerate()
+            .filter(move |(column, _)| *column != row)
+            .map(move |(column, &count)| (row, column, count))
     });
     cells.rev().max_by_key(|(_, _, count)| *count).filter(|(_, _, count)| *count > 0)
 }

@@ -71,7 +71,8 @@ impl Parts {
 
     /// As HTML.
     pub fn html(&self) -> String {
-        let list = |items: &[String]| items.iter().map(|item| format!("<li>{}</li>\n", escape(item))).collect::<String>();
+        let list =
+            |items: &[String]| items.iter().map(|item| format!("<li>{}</li>\n", escape(item))).collect::<String>();
         let link = |(id, name): (&str, &str)| format!("<a href=\"#{id}\">{name}</a>\n");
         let section = |(section, charts): (Section, Vec<&(Chart, String)>)| {
             let charts: String = charts.into_iter().map(figure).collect();
@@ -82,7 +83,11 @@ impl Parts {
         let table = |table: &Table| {
             let open = if table.rows.len() <= 12 { " open" } else { "" };
             let rows = table.rows.len();
-            format!("<details{open}><summary>{} <small>{rows} rows</small></summary>{}</details>\n", escape(&table.title), table.html())
+            format!(
+                "<details{open}><summary>{} <small>{rows} rows</small></summary>{}</details>\n",
+                escape(&table.title),
+                table.html()
+            )
         };
         let warnings: String =
             self.warnings.iter().map(|warning| format!("<p class=\"warning\">{}</p>\n", escape(warning))).collect();
@@ -117,7 +122,8 @@ fn figure((chart, svg): &(Chart, String)) -> String {
         _ => svg,
     };
     // A view box lets the picture grow and shrink with its column.
-    let size = |name: &str| svg.split(&format!(" {name}=\"")).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("0");
+    let size =
+        |name: &str| svg.split(&format!(" {name}=\"")).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or("0");
     let svg = match svg.contains("viewBox") {
         true => svg,
         false => svg.replacen("<svg", &format!("<svg viewBox=\"0 0 {} {}\"", size("width"), size("height")), 1),

@@ -158,7 +158,7 @@ fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, scale: f64, pan
     let ((x_name, x), (y_name, y)) = (&panel.x, &panel.y);
     let mut chart = ChartBuilder::on(area)
         .margin_right(px(MARGIN + 4.0))
-        .margin_left(px(4.0))
+        .margin_left(px(8.0))
         .margin_top(px(6.0))
         .x_label_area_size(px(44.0))
         .y_label_area_size(px(66.0))

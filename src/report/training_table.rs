@@ -7,7 +7,7 @@ use super::{
 use crate::{
     measure::{record::Training, timer::quantile},
     swiglu::liger::LIGER_STYLE,
-    train::config::Config,
+    train::{config::Config, metrics::Epoch},
 };
 
 /// The accuracies that trainings race to.
@@ -21,6 +21,12 @@ pub fn train_ms(training: &Training) -> Option<f64> {
 /// Median over the epochs.
 pub fn infer_ms(training: &Training) -> Option<f64> {
     quantile(&training.epochs.iter().map(|epoch| epoch.infer_ms).collect::<Vec<_>>(), 0.5)
+}
+
+/// The least and the largest of a time over the epochs.
+pub fn span(training: &Training, time: impl Fn(&Epoch) -> f64) -> Option<(f64, f64)> {
+    let times = || training.epochs.iter().map(&time);
+    (!training.epochs.is_empty()).then(|| (times().fold(f64::INFINITY, f64::min), times().fold(0.0, f64::max)))
 }
 
 /// Test accuracy after the last epoch.

@@ -53,6 +53,8 @@ pub struct Step {
     pub quality: String,
     /// Median time.
     pub ms: f64,
+    /// A layer's p10 and p90; a training's fastest and slowest epoch.
+    pub spread: Option<(f64, f64)>,
 }
 
 /// The way from the slow to the fast.
@@ -195,6 +197,7 @@ fn step(cause: Option<Cause>, case: &Case) -> Step {
         label: format!("{}, {}, {launches}", case.swiglu, case.precision.name()),
         quality: case.rel_err.map_or(String::new(), |error| format!("error {error:.0e}")),
         ms: case.median_ms.unwrap_or_default(),
+        spread: case.p10_ms.zip(case.p90_ms),
     }
 }
 
@@ -259,5 +262,6 @@ fn training_step(cause: Option<Cause>, training: &Training) -> Step {
         label: format!("{}, {}, {} launches", config.swiglu, config.precision.name(), training.launches),
         quality: end::accuracy(training).map_or(String::new(), |share| format!("{:.2} %", 100.0 * share)),
         ms: end::train_ms(training).unwrap_or_default(),
+        spread: end::span(training, |epoch| epoch.train_ms),
     }
 }

@@ -50,7 +50,8 @@ fn records_of_another_version_or_kind_are_counted_and_the_others_read() {
     let other = |version: u32, kind: &str| format!("{{\"version\":{version},\"bench\":\"{kind}\",\"speed\":1}}\n");
     let mut file = OpenOptions::new().append(true).open(writer.path()).unwrap();
     // The last is a record of a kind that is known, with half of its fields.
-    let rest = [other(0, "peaks"), other(0, "peaks"), other(9, "peaks"), other(VERSION, "soon"), other(VERSION, "peaks")];
+    let rest =
+        [other(0, "peaks"), other(0, "peaks"), other(9, "peaks"), other(VERSION, "soon"), other(VERSION, "peaks")];
     file.write_all(rest.concat().as_bytes()).unwrap();
     let before = fs::read(writer.path()).unwrap();
     let records = read(&[folder.path().to_path_buf()]).unwrap();

@@ -31,7 +31,8 @@ pub(super) fn charts(data: &Data) -> Vec<Chart> {
         for group in &settings {
             let network = &group[0].configuration.network;
             let shape = format!("-{}x{}x{}", network.width, network.hidden, group[0].configuration.batch_size);
-            let name = format!("curves{}{}", data.suffix(&device, precision), if several { shape.as_str() } else { "" });
+            let name =
+                format!("curves{}{}", data.suffix(&device, precision), if several { shape.as_str() } else { "" });
             charts.push(chart(data, name, group));
         }
     }
@@ -42,7 +43,7 @@ fn chart(data: &Data, name: String, trainings: &[&Training]) -> Chart {
     let config = &trainings[0].configuration;
     let percent = |t: &Training| t.epochs.iter().map(|e| 100.0 * e.test_accuracy).collect::<Vec<_>>();
     // Where curves lie on each other the later ones are thinner, so that all are seen.
-    let width = |index: usize| 2.0 + 2.0 * (trainings.len() - 1 - index).min(4) as f64;
+    let width = |index: usize| 2.0 + 1.5 * (trainings.len() - 1 - index).min(4) as f64;
     let curve = |xs: fn(&Training) -> Vec<f64>, index: usize, t: &Training| Series {
         points: xs(t).into_iter().zip(percent(t)).collect(),
         color: palette::series(super::series(&t.configuration.swiglu)),
@@ -72,7 +73,11 @@ fn chart(data: &Data, name: String, trainings: &[&Training]) -> Chart {
             },
             panels: vec![
                 panel("by epoch: what they learn", ("epoch", Axis::epochs(last, false)), epochs),
-                panel("by second: what that costs", ("training time (s)", Axis::linear(0.0, longest, f64::INFINITY)), seconds),
+                panel(
+                    "by second: what that costs",
+                    ("training time (s)", Axis::linear(0.0, longest, f64::INFINITY)),
+                    seconds,
+                ),
             ],
             entries: trainings
                 .iter()

@@ -44,9 +44,10 @@ fn chart(data: &Data, device: &str, precision: Precision, pass: Pass) -> Option<
             frame: Frame {
                 title,
                 subtitle: format!("median time with warm caches, n >= {samples}; thin line: p10 to p90"),
-                legend: "Black tick: the floor, max(FLOP / measured peak, bytes / measured bandwidth). In brackets: times \
+                legend:
+                    "Black tick: the floor, max(FLOP / measured peak, bytes / measured bandwidth). In brackets: times \
                          liger-style's speed on equal work. Each group has its own scale."
-                    .into(),
+                        .into(),
                 source: data.source(device),
             },
             groups,

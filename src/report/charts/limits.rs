@@ -40,11 +40,8 @@ pub(super) fn charts(data: &Data) -> Vec<Chart> {
 }
 
 fn intensity(case: &Case) -> f64 {
-    let work = Work::of(
-        case.pass,
-        Dims { batch: case.batch, inputs: case.inputs, hidden: case.hidden },
-        case.precision,
-    );
+    let work =
+        Work::of(case.pass, Dims { batch: case.batch, inputs: case.inputs, hidden: case.hidden }, case.precision);
     work.flop / work.bytes
 }
 
@@ -118,7 +115,11 @@ fn chart(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
 
 fn entries(dots: &[Dot<'_>], peaks: &Peaks) -> Vec<(String, RGBColor, Mark)> {
     let mut entries = vec![
-        (format!("{} TFLOP/s; cache {:.0} GB/s", three(peaks.tflops), peaks.cache_gbytes_per_s), palette::INK, Mark::Line),
+        (
+            format!("{} TFLOP/s; cache {:.0} GB/s", three(peaks.tflops), peaks.cache_gbytes_per_s),
+            palette::INK,
+            Mark::Line,
+        ),
         (format!("memory {:.0} GB/s", peaks.memory_gbytes_per_s), palette::MUTED, Mark::Dashes),
     ];
     for (_, mark, name) in PASSES {
@@ -142,9 +143,8 @@ fn caption(dots: &[Dot<'_>], peaks: &Peaks) -> String {
     let bandwidth = peaks.cache_gbytes_per_s.max(peaks.memory_gbytes_per_s);
     let share = |dot: &&Dot<'_>| dot.tflops / peaks.tflops.min(bandwidth * dot.intensity / 1e3);
     let by = |a: &&Dot<'_>, b: &&Dot<'_>| share(a).total_cmp(&share(b));
-    let name = |dot: &Dot<'_>| {
-        format!("{}, {} at {}", dot.case.swiglu, dot.case.pass.name(), shape_name(shape(dot.case)))
-    };
+    let name =
+        |dot: &Dot<'_>| format!("{}, {} at {}", dot.case.swiglu, dot.case.pass.name(), shape_name(shape(dot.case)));
     let ridge = 1e3 * peaks.tflops / bandwidth;
     let bound = dots.iter().filter(|dot| dot.intensity >= ridge).count();
     let mut said = vec![format!(

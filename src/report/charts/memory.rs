@@ -60,7 +60,9 @@ fn saved(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
                     "bytes of one layer; step: forward, dx and dWf, n >= {}",
                     here.iter().map(|case| case.samples).min().unwrap_or(0)
                 ),
-                legend: "Bytes are counted, not sampled: they have no spread. x and dz are not in them: all need those.".into(),
+                legend:
+                    "Bytes are counted, not sampled: they have no spread. x and dz are not in them: all need those."
+                        .into(),
                 source: data.source(device),
             },
             groups,
@@ -98,7 +100,10 @@ fn peak(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
     for training in training::of(data, device, precision) {
         let Some(peak) = training.peak_bytes else { continue };
         let config = &training.configuration;
-        all.push((peak, &config.swiglu));
+        // Trainings of other shapes are not to be compared: the sentence is about those of the first.
+        if groups.is_empty() || groups[0].0 == end::setting_name(config) {
+            all.push((peak, &config.swiglu));
+        }
         let bar = Bar {
             label: config.swiglu.clone(),
             note: bytes(peak as f64),

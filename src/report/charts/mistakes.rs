@@ -35,10 +35,11 @@ fn of_device(data: &Data, device: &str, several: bool) -> Vec<Chart> {
     let frame = |title: &str, legend: &str| Frame {
         title: title.into(),
         subtitle: format!(
-            "{}, {}, {}; {wrong} of {images} test images wrong after {} epochs",
+            "{}, {}, {}; {wrong} of {} test images wrong after {} epochs",
             config.swiglu,
             config.precision.name(),
             end::setting_name(config),
+            thousands(images),
             best.epochs.len()
         ),
         legend: legend.into(),
@@ -56,7 +57,10 @@ fn of_device(data: &Data, device: &str, several: bool) -> Vec<Chart> {
                 surest.index, surest.label, surest.said
             ),
             picture: Picture::Digits(Digits {
-                frame: frame("Digits it gets wrong, the surest first", "One run; percentages are its own probabilities."),
+                frame: frame(
+                    "Digits it gets wrong, the surest first",
+                    "One run; percentages are its own probabilities.",
+                ),
                 wrong: best.wrong.clone(),
             }),
         });
@@ -74,4 +78,12 @@ fn of_device(data: &Data, device: &str, several: bool) -> Vec<Chart> {
         }),
     });
     charts
+}
+
+/// `10,000`.
+fn thousands(number: u64) -> String {
+    match number {
+        ..1000 => number.to_string(),
+        _ => format!("{},{:03}", thousands(number / 1000), number % 1000),
+    }
 }

@@ -38,14 +38,8 @@ pub enum Section {
 
 impl Section {
     /// In the order of the report.
-    pub const ALL: [Section; 6] = [
-        Section::Speedup,
-        Section::Training,
-        Section::Layer,
-        Section::Limits,
-        Section::Memory,
-        Section::Mistakes,
-    ];
+    pub const ALL: [Section; 6] =
+        [Section::Speedup, Section::Training, Section::Layer, Section::Limits, Section::Memory, Section::Mistakes];
 
     /// Its heading.
     pub fn title(self) -> &'static str {

@@ -1,6 +1,9 @@
 //! Waterfalls: from `liger-style` in fp32 to the fastest, each step a measured record.
 
-use super::{super::waterfall::{self, Cause, Goal, Waterfall}, Chart, Picture, Section, alt, joined};
+use super::{
+    super::waterfall::{self, Cause, Goal, Waterfall},
+    Chart, Picture, Section, alt, joined,
+};
 use crate::report::{
     bars::{Bar, Bars},
     data::Data,
@@ -16,9 +19,30 @@ const LOSS: usize = 1;
 pub(super) fn charts(data: &Data) -> Vec<Chart> {
     let layer = |goal| few(waterfall::layer(&data.cases, goal));
     [
-        chart(data, "speedup-training", "From liger-style to the fastest training", "an epoch", few(waterfall::training(&data.trainings))),
-        chart(data, "speedup-step", "From liger-style to the fastest step of the layer", "a step", layer(Goal::Fastest)),
-        chart(data, "speedup-learning", "The same, the layer's weights still learning", "a step", layer(Goal::Learning)),
+        chart(
+            data,
+            "speedup-training",
+            "From liger-style to the fastest training",
+            "an epoch",
+            "fastest to slowest",
+            few(waterfall::training(&data.trainings)),
+        ),
+        chart(
+            data,
+            "speedup-step",
+            "From liger-style to the fastest step of the layer",
+            "a step",
+            "p10 to p90",
+            layer(Goal::Fastest),
+        ),
+        chart(
+            data,
+            "speedup-learning",
+            "The same, the layer's weights still learning",
+            "a step",
+            "p10 to p90",
+            layer(Goal::Learning),
+        ),
     ]
     .into_iter()
     .flatten()
@@ -46,7 +70,7 @@ fn few(ways: Vec<Waterfall>) -> Vec<Waterfall> {
     kept
 }
 
-fn chart(data: &Data, name: &str, title: &str, unit: &str, ways: Vec<Waterfall>) -> Option<Chart> {
+fn chart(data: &Data, name: &str, title: &str, unit: &str, spread: &str, ways: Vec<Waterfall>) -> Option<Chart> {
     let first = ways.first()?;
     let groups: Vec<(String, Vec<Bar>)> =
         ways.iter().map(|way| (format!("{}: {:.2} x in all", way.setting, way.speedup()), bars(way))).collect();
@@ -65,7 +89,7 @@ fn chart(data: &Data, name: &str, title: &str, unit: &str, ways: Vec<Waterfall>)
         picture: Picture::Bars(Bars {
             frame: Frame {
                 title: title.into(),
-                subtitle: format!("median time of {unit}, n >= {samples}"),
+                subtitle: format!("median time of {unit}, n >= {samples}; thin line: {spread}"),
                 legend: "Blue: where it starts. Green: saved by the step; orange: lost by it; grey: what is left. Precision and \
                          work left out are not equal work: see the error or the accuracy beside them."
                     .into(),
@@ -98,6 +122,7 @@ fn bars(way: &Waterfall) -> Vec<Bar> {
                 Some(before) if before >= step.ms => GAIN,
                 Some(_) => LOSS,
             },
+            spread: step.spread,
             less_work: step.cause == Some(Cause::LessWork),
             ..Bar::default()
         });

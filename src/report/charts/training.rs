@@ -49,23 +49,19 @@ fn times(data: &Data, trainings: &[&Training], device: &str, precision: Precisio
         else {
             continue;
         };
-        let span = |time: fn(&crate::train::metrics::Epoch) -> f64| {
-            let times = || training.epochs.iter().map(time);
-            Some((times().fold(f64::INFINITY, f64::min), times().fold(0.0, f64::max)))
-        };
         let bar = Bar {
             label: config.swiglu.clone(),
             note: format!("{} ms, {:.2} %", ms(train), 100.0 * accuracy),
             value: Some(train),
             series: series(&config.swiglu),
-            spread: span(|epoch| epoch.train_ms),
+            spread: end::span(training, |epoch| epoch.train_ms),
             less_work: !training.trains_wf,
             ..Bar::default()
         };
         let inference = Bar {
             note: format!("{} ms", ms(infer)),
             value: Some(infer),
-            spread: span(|epoch| epoch.infer_ms),
+            spread: end::span(training, |epoch| epoch.infer_ms),
             less_work: false,
             ..bar.clone()
         };
@@ -86,8 +82,16 @@ fn times(data: &Data, trainings: &[&Training], device: &str, precision: Precisio
         picture: Picture::Bars(Bars {
             frame: Frame {
                 title,
-                subtitle: format!("median time, {}; thin line: fastest to slowest; %: test accuracy at the end", epochs(trainings)),
-                legend: if frozen { "Pale: Wf does not learn, which is less work: look at its accuracy too." } else { "" }.into(),
+                subtitle: format!(
+                    "median time, {}; thin line: fastest to slowest; %: test accuracy at the end",
+                    epochs(trainings)
+                ),
+                legend: if frozen {
+                    "Pale: Wf does not learn, which is less work: look at its accuracy too."
+                } else {
+                    ""
+                }
+                .into(),
                 source: data.source(device),
             },
             groups,
@@ -106,7 +110,11 @@ fn caption(trainings: &[&Training]) -> String {
     let mut said = Vec::new();
     if let Some(best) = fastest(true) {
         let name = &best.configuration.swiglu;
-        said.push(format!("Of those that learn, {name} trains fastest: {} ms an epoch{}.", ms(time(best)), speed(best)));
+        said.push(format!(
+            "Of those that learn, {name} trains fastest: {} ms an epoch{}.",
+            ms(time(best)),
+            speed(best)
+        ));
         if let Some(frozen) = fastest(false).filter(|frozen| end::same_setting(frozen, best)) {
             let points = 100.0 * (end::accuracy(best).unwrap_or(0.0) - end::accuracy(frozen).unwrap_or(0.0));
             said.push(format!(
@@ -129,6 +137,11 @@ fn cost(data: &Data, trainings: &[&Training], device: &str, precision: Precision
         let mut best: Option<(f64, &Training)> = None;
         for training in trainings {
             let config = &training.configuration;
+            // Where nobody gets there, bars of nothing say less than a sentence.
+            let others = trainings.iter().filter(|other| end::same_setting(other, training));
+            if others.filter_map(|other| end::seconds_to(other, goal)).next().is_none() {
+                continue;
+            }
             let (time, wall) = (end::seconds_to(training, goal), end::seconds_from_start(training, goal));
             let note = match (time, wall) {
                 (Some(time), Some(wall)) => format!("{}, {} in all", seconds(time), seconds(wall)),
@@ -160,7 +173,7 @@ fn cost(data: &Data, trainings: &[&Training], device: &str, precision: Precision
             None => format!("Nothing here reaches {goal} %."),
         });
     }
-    if trainings.is_empty() {
+    if groups.is_empty() {
         return None;
     }
     let walls = trainings.iter().any(|t| !t.elapsed_ms.is_empty());
