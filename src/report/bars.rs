@@ -1,11 +1,11 @@
 //! Horizontal bars in groups: label and value on a line, the bar below them. A tick where the floor is, a thin line from p10
 //! to p90, pale where less work was done.
 
-use plotters::{coord::Shift, prelude::*, style::text_anchor::HPos};
+use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::{
-    canvas::{Figure, Pen, text_width},
-    frame::{Frame, LABEL, MARGIN, WIDTH},
+    canvas::{Pen, text_width},
+    frame::{Frame, Framed, LABEL, MARGIN, WIDTH},
     palette,
 };
 use crate::Result;
@@ -64,7 +64,11 @@ pub struct Bars {
     pub groups: Vec<(String, Vec<Bar>)>,
 }
 
-impl Bars {
+impl Framed for Bars {
+    fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
     fn body(&self) -> Result<f64> {
         let mut height = 0.0;
         for (_, bars) in &self.groups {
@@ -75,25 +79,16 @@ impl Bars {
         }
         Ok(height)
     }
-}
 
-impl Figure for Bars {
-    fn size(&self) -> Result<(u32, u32)> {
-        let lines = self.frame.lines()?;
-        Ok((WIDTH as u32, (lines.above() + self.body()? + lines.below()).ceil() as u32))
-    }
-
-    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
-        let (pen, lines) = (Pen { area, scale }, self.frame.lines()?);
-        let mut y = lines.above();
-        lines.draw(&pen, y + self.body()?)?;
+    fn draw_body<DB: DrawingBackend>(&self, pen: &Pen<'_, DB>, top: f64) -> Result<()> {
+        let mut y = top;
         for (heading, bars) in &self.groups {
             pen.line(&[(MARGIN, y + 5.0), (WIDTH - MARGIN, y + 5.0)], palette::GRID, 1.0)?;
             pen.text(heading, LABEL, palette::MUTED, HPos::Left, (MARGIN, y + HEADING * 0.58))?;
             y += HEADING;
             let longest = bars.iter().map(Bar::reach).fold(f64::MIN_POSITIVE, f64::max);
             for bar in bars {
-                draw_bar(&pen, bar, y, longest)?;
+                draw_bar(pen, bar, y, longest)?;
                 y += bar.height()?;
             }
         }

@@ -2,10 +2,10 @@
 //! numbers come from below. Charts are as narrow as a phone, so that their text can be read there; a page puts them side
 //! by side.
 
-use plotters::{prelude::*, style::text_anchor::HPos};
+use plotters::{coord::Shift, prelude::*, style::text_anchor::HPos};
 
 use super::{
-    canvas::{Pen, wrapped},
+    canvas::{Figure, Pen, wrapped},
     palette,
 };
 use crate::Result;
@@ -35,6 +35,37 @@ pub struct Frame {
     pub legend: String,
     /// Machine and commit.
     pub source: String,
+}
+
+/// What stands in a frame.
+pub trait Framed {
+    /// The words around it.
+    fn frame(&self) -> &Frame;
+
+    /// Its height.
+    ///
+    /// # Errors
+    /// When its text cannot be measured.
+    fn body(&self) -> Result<f64>;
+
+    /// Draws it, from `top` on.
+    ///
+    /// # Errors
+    /// When the library cannot draw.
+    fn draw_body<DB: DrawingBackend>(&self, pen: &Pen<'_, DB>, top: f64) -> Result<()>;
+}
+
+impl<T: Framed> Figure for T {
+    fn size(&self) -> Result<(u32, u32)> {
+        let lines = self.frame().lines()?;
+        Ok((WIDTH as u32, (lines.above() + self.body()? + lines.below()).ceil() as u32))
+    }
+
+    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
+        let (pen, lines) = (Pen { area, scale }, self.frame().lines()?);
+        lines.draw(&pen, lines.above() + self.body()?)?;
+        self.draw_body(&pen, lines.above())
+    }
 }
 
 /// The words cut into lines.

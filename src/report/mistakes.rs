@@ -1,10 +1,10 @@
 //! What a network gets wrong: the digits themselves, and the confusion matrix.
 
-use plotters::{coord::Shift, prelude::*, style::text_anchor::HPos};
+use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::{
-    canvas::{Figure, Pen},
-    frame::{Frame, LABEL, MARGIN, SMALL, WIDTH},
+    canvas::Pen,
+    frame::{Frame, Framed, LABEL, MARGIN, SMALL, WIDTH},
     palette,
 };
 use crate::{Result, measure::record::Wrong};
@@ -25,26 +25,21 @@ pub struct Digits {
     pub wrong: Vec<Wrong>,
 }
 
-impl Digits {
-    fn body(&self) -> f64 {
-        self.wrong.len().div_ceil(COLUMNS) as f64 * ROW + 4.0
-    }
-}
-
-impl Figure for Digits {
-    fn size(&self) -> Result<(u32, u32)> {
-        let lines = self.frame.lines()?;
-        Ok((WIDTH as u32, (lines.above() + self.body() + lines.below()).ceil() as u32))
+impl Framed for Digits {
+    fn frame(&self) -> &Frame {
+        &self.frame
     }
 
-    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
-        let (pen, lines) = (Pen { area, scale }, self.frame.lines()?);
-        let top = lines.above().round();
-        lines.draw(&pen, top + self.body())?;
+    fn body(&self) -> Result<f64> {
+        Ok(self.wrong.len().div_ceil(COLUMNS) as f64 * ROW + 4.0)
+    }
+
+    fn draw_body<DB: DrawingBackend>(&self, pen: &Pen<'_, DB>, top: f64) -> Result<()> {
+        let top = top.round();
         for (index, wrong) in self.wrong.iter().enumerate() {
             let left = (MARGIN + CELL * (index % COLUMNS) as f64 + (CELL - SIDE) / 2.0).round();
             let y = top + ROW * (index / COLUMNS) as f64 + 6.0;
-            draw_digit(&pen, &wrong.pixels, (left, y))?;
+            draw_digit(pen, &wrong.pixels, (left, y))?;
             let middle = left + SIDE / 2.0;
             let said = format!("{} read as {}", wrong.label, wrong.said);
             pen.text(&said, SMALL, palette::INK, HPos::Center, (middle, y + SIDE + 11.0))?;
@@ -96,22 +91,19 @@ impl Matrix {
     fn cell(&self) -> f64 {
         (WIDTH - LEFT - MARGIN) / self.counts.len().max(1) as f64
     }
-
-    fn body(&self) -> f64 {
-        HEAD + self.cell() * self.counts.len() as f64
-    }
 }
 
-impl Figure for Matrix {
-    fn size(&self) -> Result<(u32, u32)> {
-        let lines = self.frame.lines()?;
-        Ok((WIDTH as u32, (lines.above() + self.body() + lines.below()).ceil() as u32))
+impl Framed for Matrix {
+    fn frame(&self) -> &Frame {
+        &self.frame
     }
 
-    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
-        let (pen, lines) = (Pen { area, scale }, self.frame.lines()?);
-        let (top, cell) = (lines.above(), self.cell());
-        lines.draw(&pen, top + self.body())?;
+    fn body(&self) -> Result<f64> {
+        Ok(HEAD + self.cell() * self.counts.len() as f64)
+    }
+
+    fn draw_body<DB: DrawingBackend>(&self, pen: &Pen<'_, DB>, top: f64) -> Result<()> {
+        let cell = self.cell();
         let size = cell * self.counts.len() as f64;
         pen.text("read as", LABEL, palette::MUTED, HPos::Center, (LEFT + size / 2.0, top + 12.0))?;
         pen.text("is", LABEL, palette::MUTED, HPos::Left, (MARGIN, top + HEAD + size / 2.0))?;

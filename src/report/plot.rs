@@ -4,8 +4,8 @@ use plotters::{coord::Shift, prelude::*, style::text_anchor::HPos};
 
 use super::{
     axis::{Axis, mesh},
-    canvas::{Figure, Pen, drawing, text_width},
-    frame::{Frame, LABEL, MARGIN, SMALL, WIDTH},
+    canvas::{Pen, drawing, text_width},
+    frame::{Frame, Framed, LABEL, MARGIN, SMALL, WIDTH},
     palette,
 };
 use crate::Result;
@@ -85,22 +85,19 @@ impl Plot {
         }
         Ok(rows)
     }
+}
+
+impl Framed for Plot {
+    fn frame(&self) -> &Frame {
+        &self.frame
+    }
 
     fn body(&self) -> Result<f64> {
         Ok((HEADING + PANEL) * self.panels.len() as f64 + 8.0 + ENTRY * self.rows()?.len() as f64)
     }
-}
 
-impl Figure for Plot {
-    fn size(&self) -> Result<(u32, u32)> {
-        let lines = self.frame.lines()?;
-        Ok((WIDTH as u32, (lines.above() + self.body()? + lines.below()).ceil() as u32))
-    }
-
-    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
-        let (pen, lines) = (Pen { area, scale }, self.frame.lines()?);
-        let mut y = lines.above();
-        lines.draw(&pen, y + self.body()?)?;
+    fn draw_body<DB: DrawingBackend>(&self, pen: &Pen<'_, DB>, top: f64) -> Result<()> {
+        let (mut y, area, scale) = (top, pen.area, pen.scale);
         for panel in &self.panels {
             pen.text(&panel.heading, LABEL, palette::MUTED, HPos::Left, (MARGIN, y + HEADING / 2.0))?;
             y += HEADING;
@@ -114,7 +111,7 @@ impl Figure for Plot {
             for (x, index) in row {
                 let (words, color, mark) = &self.entries[index];
                 let middle = y + ENTRY / 2.0;
-                draw_swatch(&pen, (x, middle), *color, *mark)?;
+                draw_swatch(pen, (x, middle), *color, *mark)?;
                 pen.text(words, SMALL, palette::INK, HPos::Left, (x + SWATCH, middle))?;
             }
             y += ENTRY;

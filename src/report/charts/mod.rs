@@ -14,6 +14,7 @@ use super::{
     bars::{Bar, Bars},
     canvas::Figure,
     data::Data,
+    frame::Frame,
     mistakes::{Digits, Matrix},
     plot::Plot,
 };
@@ -100,13 +101,13 @@ impl Figure for Picture {
 }
 
 impl Picture {
-    /// Its title.
-    pub fn title(&self) -> &str {
+    /// The words around it.
+    pub fn frame(&self) -> &Frame {
         match self {
-            Picture::Bars(bars) => &bars.frame.title,
-            Picture::Plot(plot) => &plot.frame.title,
-            Picture::Digits(digits) => &digits.frame.title,
-            Picture::Matrix(matrix) => &matrix.frame.title,
+            Picture::Bars(bars) => &bars.frame,
+            Picture::Plot(plot) => &plot.frame,
+            Picture::Digits(digits) => &digits.frame,
+            Picture::Matrix(matrix) => &matrix.frame,
         }
     }
 }
