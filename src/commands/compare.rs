@@ -4,7 +4,7 @@
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -43,6 +43,8 @@ struct Runner {
     epochs: Vec<Epoch>,
     checkpoint: Option<Checkpoint>,
     peak_bytes: Option<u64>,
+    /// Wall time up to the end of each epoch: what all share before the first, and its own turns.
+    elapsed: Vec<Duration>,
 }
 
 /// Trains and compares.
@@ -50,6 +52,7 @@ struct Runner {
 /// # Errors
 /// When the data is missing, training diverges, or the user stops it; what was measured stays.
 pub fn run(args: CompareArgs) -> Result<()> {
+    let started = Instant::now();
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
     args.precision.check(&device)?;
     let entries = match args.swiglu.as_slice() {
@@ -66,6 +69,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
 
     let mut runners: Vec<Runner> = Vec::new();
     let epochs = args.epochs;
+    let shared = started.elapsed();
     let bar = bar(u64::from(epochs) * entries.len() as u64);
     'all: for epoch in 1..=epochs {
         for (index, &entry) in entries.iter().enumerate() {
@@ -73,12 +77,15 @@ pub fn run(args: CompareArgs) -> Result<()> {
                 break 'all;
             }
             // The first epoch of each comes with its making, so that the memory watched is its own.
+            let turn = Instant::now();
             let watch = (epoch == 1).then(|| Watch::start(&device));
             if runners.len() == index {
                 runners.push(Runner::new(configuration(&args, entry, &device), entry, &device, &dataset)?);
             }
             let runner = &mut runners[index];
             runner.epoch(&bar)?;
+            let before = runner.elapsed.last().copied().unwrap_or(shared);
+            runner.elapsed.push(before + turn.elapsed());
             runner.peak_bytes = runner.peak_bytes.or_else(|| watch.and_then(|watch| watch.peak_bytes()));
         }
     }
@@ -110,7 +117,15 @@ impl Runner {
         let model = Mlp::new(config.mlp(device)?, config.seed)?;
         let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
         let trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), Instant::now())?;
-        Ok(Runner { entry, config, trainer, epochs: Vec::new(), checkpoint: None, peak_bytes: None })
+        Ok(Runner {
+            entry,
+            config,
+            trainer,
+            epochs: Vec::new(),
+            checkpoint: None,
+            peak_bytes: None,
+            elapsed: Vec::new(),
+        })
     }
 
     /// Trains one epoch: the loop is asked to stop when an epoch is over, and goes on there at the next call.
@@ -148,6 +163,7 @@ impl Runner {
             confusion,
             wrong,
             interleaved,
+            elapsed_ms: self.elapsed.iter().map(|elapsed| elapsed.as_secs_f64() * 1e3).collect(),
             configuration: self.config,
         })
     }
