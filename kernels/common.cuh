@@ -3,6 +3,7 @@
 // No header is included, on purpose: NVRTC compiles a file in tens of milliseconds without them and in seconds with them.
 // Compile-time defines read here:
 //   PRECISION  0 fp32: IEEE fp32 on the ordinary cores   1 tf32: fp32 in memory, TF32 tensor cores   2 bf16 in memory, bf16 tensor cores
+//              3 fp32-emulated: fp32 in memory, three TF32 products for one of fp32 (engine_mma.cuh)
 //   ALIGNED    1: every row starts on 16 bytes (each row length is a multiple of 16 bytes)    0: any length
 #pragma once
 

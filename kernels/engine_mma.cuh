@@ -12,6 +12,13 @@
 // bits, and truncation doubles the error and gives it a sign. cvt.rna is two instructions, because a NaN must stay one; with
 // TF32_FAST_ROUND 1 it is one multiplication by 1 + 0.69 * 2^-11, after which truncation is right on average (and exact where the operand
 // already was TF32): 6% more error, 2 to 5% less time.
+//
+// PRECISION 3, emulated fp32: an operand x is split into hi, x rounded to TF32, and lo = x - hi, which is exact, and
+// a b = a_hi b_hi + a_hi b_lo + a_lo b_hi + a_lo b_lo, of which the last is left out: at most 2^-22 of the product, 2^-25 as a rule. The tensor
+// core takes 11 of lo's 12 bits: another 2^-23 at most, to either side. It truncates when it adds, which over a long K would cost far more
+// than fp32 does; so the three products of one step, the small ones first, start from zero and are added to the sums outside, in
+// fp32, to nearest. Range: that of fp32. An infinity becomes NaN (inf - inf), as does what rounds to one, from 2^128 - 2^116 on; below
+// 2^-115 lo is denormal and loses bits, so that the smallest normal numbers are as good as TF32's.
 #pragma once
 #include "tile.cuh"
 
@@ -36,6 +43,12 @@ DEVICE u32 round_tf32(u32 v) {
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(v) : "f"(__uint_as_float(v)));
     return v;
 }
+// v becomes hi, rounded as cvt.rna does it; lo is returned. A NaN may be lost from hi, but never from lo.
+DEVICE u32 split_tf32(u32 &v) {
+    const float whole = __uint_as_float(v);
+    v = (v + 0x1000u) & 0xffffe000u;
+    return __float_as_uint(whole - __uint_as_float(v));
+}
 // c and d: the two rows of a 16 x 8 fragment, 8 apart.
 DEVICE void mma(float (&c)[2], float (&d)[2], const u32 (&a)[4], const u32 (&b)[2], bf16) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -52,7 +65,8 @@ template <class E, int BM_, int BN_, int WARPS_M, int WARPS_N, bool A_KMAJOR, bo
     static constexpr int ROWS = WM / 8, PAIRS = WN / 8; // a thread's accumulators: ROWS x PAIRS x 2
     static constexpr int OUT_ROWS = ROWS / SLICES;      // and, after merge(), what of them it finishes
     static constexpr int STEPS = 4 / SLICES;            // of 32 bytes each, in 128 bytes of K
-    static constexpr bool double_buffered = true;
+    static constexpr bool emulates = sizeof(E) == 4 && PRECISION == 3;
+    static constexpr bool double_buffered = !emulates; // beside split operands there is no room for the next ones
     using A = TileShape<E, BM, A_KMAJOR>;
     using B = TileShape<E, BN, B_KMAJOR>;
     static_assert(SLICES == 1 || SLICES == 2, "a step is either group's");
@@ -130,7 +144,7 @@ template <class E, int BM_, int BN_, int WARPS_M, int WARPS_N, bool A_KMAJOR, bo
 
     // TF32 rounding, a row of fragments at a time. The fast kind is spread between the mma of the step before; cvt.rna was measured to
     // run best in one go right before use, while the SM's other warps keep the tensor cores busy.
-    static constexpr bool rounds_ahead = sizeof(E) == 4 && TF32_FAST_ROUND;
+    static constexpr bool rounds_ahead = sizeof(E) == 4 && TF32_FAST_ROUND && !emulates;
     DEVICE static void round(Fragments &f, int i) {
         constexpr int EACH = (WN / 8 + WM / 16 - 1) / (WM / 16);
 #pragma unroll
@@ -141,6 +155,30 @@ template <class E, int BM_, int BN_, int WARPS_M, int WARPS_N, bool A_KMAJOR, bo
     DEVICE static void round_all(Fragments &f) {
 #pragma unroll
         for (int i = 0; i < WM / 16; i++) round(f, i);
+    }
+
+    // Emulated fp32: a row of fragments at a time, so that neighbouring mma do not wait for each other.
+    DEVICE static void multiply(float (&acc)[ROWS][PAIRS][2], Fragments &f) {
+        u32 b_lo[WN / 8][2];
+#pragma unroll
+        for (int j = 0; j < WN / 8; j++) b_lo[j][0] = split_tf32(f.b[j][0]), b_lo[j][1] = split_tf32(f.b[j][1]);
+#pragma unroll
+        for (int i = 0; i < WM / 16; i++) {
+            u32 a_lo[4];
+#pragma unroll
+            for (int q = 0; q < 4; q++) a_lo[q] = split_tf32(f.a[i][q]);
+            float part[WN / 8][2][2] = {};
+#pragma unroll
+            for (int j = 0; j < WN / 8; j++) mma(part[j][0], part[j][1], a_lo, f.b[j], E());
+#pragma unroll
+            for (int j = 0; j < WN / 8; j++) mma(part[j][0], part[j][1], f.a[i], b_lo[j], E());
+#pragma unroll
+            for (int j = 0; j < WN / 8; j++) mma(part[j][0], part[j][1], f.a[i], f.b[j], E());
+#pragma unroll
+            for (int j = 0; j < WN / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) acc[2 * i][j][e] += part[j][0][e], acc[2 * i + 1][j][e] += part[j][1][e];
+        }
     }
 
     DEVICE static void multiply(float (&acc)[ROWS][PAIRS][2], Fragments &f, Fragments &next) {

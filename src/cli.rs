@@ -108,7 +108,7 @@ pub struct TrainArgs {
     /// Whether the fused forward keeps g and u for the backward
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     pub gates: Gates,
-    /// Precision of the products; tf32 and bf16 need an NVIDIA GPU
+    /// Precision of the products; all but fp32 need an NVIDIA GPU
     #[arg(long, value_enum, default_value_t, value_name = "NAME")]
     pub precision: Precision,
 
@@ -328,7 +328,9 @@ pub struct SelftestArgs {
     /// Check this precision alone (may be given several times); the default is all that the device has
     #[arg(long, value_enum, value_name = "NAME", action = ArgAction::Append)]
     pub precision: Vec<Precision>,
-    /// Check the shape batch,inputs,hidden alone (may be given several times), such as 127,129,65
+    /// Check the layer at the shape batch,inputs,hidden alone (may be given several times), such as 127,129,65
+    ///
+    /// Without it the layer is checked at many shapes, and whole steps of training after that.
     #[arg(long, value_name = "B,D,H", action = ArgAction::Append)]
     pub shape: Vec<String>,
     /// Seed of the random operands

@@ -73,6 +73,7 @@ fn a_wrong_command_line_exits_with_2_and_says_what_to_do() {
         ("train --lr -1", ["--lr", "finite"]),
         ("train --momentum 1", ["--momentum", "below 1"]),
         ("train --batch-size 0", ["--batch-size", "1..=60000"]),
+        ("train --precision fp32-emulated --dataset bars/", ["fp32-emulated", "--precision fp32"]),
         ("train --precision tf32 --dataset bars/", ["tf32", "--precision fp32"]),
         ("train --device tpu", ["tpu", "cpu"]),
         ("train --resume r --lr 0.1", ["--resume", "cannot be used with"]),

@@ -31,7 +31,7 @@ fn the_whole_tour_ends_with_a_report() {
         assert_eq!(row.contains("none"), !entry.trains_weight, "{row}");
         assert!(row.contains(" % "), "{row}");
     }
-    assert!(chapters[6].contains("- Training from scratch: "), "{}", chapters[6]);
+    assert!(chapters[6].contains("- Training from scratch (cpu, "), "{}", chapters[6]);
     assert!(chapters[7].contains("tour/index.html"), "{}", chapters[7]);
     for file in ["demo.jsonl", "index.html", "report.md", "results.json", "training.svg", "forward.png"] {
         assert!(folder.join("tour").join(file).is_file(), "{file}");

@@ -10,7 +10,10 @@ use mnist_swiglu::{
     Kind, data,
     data::Dataset,
     device::{Device, cuda::Cuda},
-    measure::check::{Case, SHAPES, check_layer, gates_of},
+    measure::check::{
+        Case, SHAPES, check_layer, gates_of,
+        training::{NETWORKS, TrainingCase, check_training},
+    },
     model::{checkpoint::Checkpoint, schedule::Schedule},
     swiglu::{self, Gates, Precision},
     train::config::{Config, NetworkConfig},
@@ -95,6 +98,24 @@ fn every_implementation_and_precision_agrees_with_the_reference() {
                             check.rel_err,
                             check.rel_err / check.bound * 100.0
                         );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_of_training_agree_with_the_reference_eagerly_and_replayed() {
+    let Some((_guard, device)) = gpu() else { return };
+    for &(dims, depth) in NETWORKS {
+        let case = TrainingCase::new(dims, depth, 5);
+        for &precision in Precision::of_device(&device) {
+            for &entry in swiglu::ALL {
+                for &gates in gates_of(entry) {
+                    for check in check_training(entry, &device, precision, gates, &case).expect("steps") {
+                        let used = check.rel_err / check.bound * 100.0;
+                        assert!(check.ok, "{check:?}: {used:.0} % of the bound");
                     }
                 }
             }

@@ -1,7 +1,10 @@
 //! The reference's gradients against central differences of its own forward: the formulas are right before anything is
 //! compared with them.
 
-use mnist_swiglu::swiglu::reference::{Dims, Operands, sigmoid, swiglu};
+use mnist_swiglu::{
+    measure::check::training::TrainingCase,
+    swiglu::reference::{Dims, Operands, sigmoid, swiglu},
+};
 
 /// L = sum of dz * z in f64, for perturbed operands in f64.
 fn objective(dims: Dims, x: &[f64], wf: &[f64], dz: &[f64]) -> f64 {
@@ -44,4 +47,31 @@ fn gradients_equal_central_differences() {
     }
     // The tolerance means something only while the gradients are far larger.
     assert!(largest > 0.1, "{largest}");
+}
+
+#[test]
+fn gradients_of_the_whole_network_equal_central_differences() {
+    let case = TrainingCase::new(Dims { batch: 5, inputs: 6, hidden: 7 }, 2, 4);
+    let network = case.network(true, |value| value);
+    let x: Vec<f64> = (0..5 * 784).map(|i| f64::from(i * 37 % 101) / 50.0 - 1.0).collect();
+    let labels = [3, 1, 4, 1, 9];
+    let (_, grads) = network.gradients(&x, &labels);
+    assert_eq!(grads.len(), case.weights.len());
+    let step = 1e-5;
+    for (name, grads) in grads {
+        let mut largest = 0.0_f64;
+        // All of the small ones; every 97th of the stem's.
+        let stride = if grads.len() > 1000 { 97 } else { 1 };
+        for (i, &got) in grads.iter().enumerate().step_by(stride) {
+            let loss = |by: f64| {
+                let mut moved = network.clone();
+                moved.weights.get_mut(&name).expect("it is there")[i] += by;
+                moved.gradients(&x, &labels).0
+            };
+            let want = (loss(step) - loss(-step)) / (2.0 * step);
+            assert!((got - want).abs() < 1e-8, "{name}[{i}]: {got} and by differences {want}");
+            largest = largest.max(want.abs());
+        }
+        assert!(largest > 1e-3, "{name}: {largest}");
+    }
 }

@@ -3,7 +3,17 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{Folder, program};
+use mnist_swiglu::{
+    measure::record,
+    report::{data::Data, training_table},
+    swiglu,
+};
+
+/// The report that the README's first picture and table are of.
+const REPORT: &str = "reports/2026-11-24-cpu";
 
 #[test]
 fn the_commands_of_the_readme_run() {
@@ -37,5 +47,25 @@ fn the_commands_of_the_readme_run() {
     }
     for command in ["train", "eval", "predict", "doctor", "selftest"] {
         assert!(ran.iter().any(|name| name == command), "the README shows no {command}: {ran:?}");
+    }
+}
+
+#[test]
+fn the_first_picture_and_table_say_what_the_records_do() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("a README");
+    let picture = readme.split("src=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a picture");
+    assert!(picture.starts_with(REPORT) && root.join(picture).is_file(), "{picture}");
+    let data = Data::of(&record::read(&[root.join(REPORT).join("records")]).expect("records"));
+    let table: Vec<&str> =
+        readme.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|')).collect();
+    assert_eq!(table.len(), 2 + swiglu::ALL.len(), "a header, a rule, a row for each: {table:#?}");
+    for (row, entry) in table[2..].iter().zip(swiglu::ALL) {
+        let training = data.trainings.iter().find(|t| t.configuration.swiglu == entry.name).expect("a record of it");
+        let accuracy = training_table::accuracy(training).expect("an epoch");
+        let time = training_table::train_ms(training).expect("an epoch");
+        let learns = if training.trains_wf { "yes" } else { "no" };
+        let wanted = format!("| `{}` | {:.2} % | {time:.0} | {learns}", entry.name, 100.0 * accuracy);
+        assert!(row.starts_with(&wanted), "the README says {row}\nand the records {wanted}");
     }
 }

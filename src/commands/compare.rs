@@ -4,7 +4,7 @@
 use std::{
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,6 +26,7 @@ use crate::{
     swiglu::{self, Entry, reference::Dims},
     train::{
         config::{Config, NetworkConfig},
+        footprint::Footprint,
         metrics::{Epoch, Event},
         observer::{Observer, Progress},
         trainer::{Splits, Trainer},
@@ -46,6 +47,10 @@ pub(super) struct Runner {
     pub(super) epochs: Vec<Epoch>,
     checkpoint: Option<Checkpoint>,
     peak_bytes: Option<u64>,
+    /// Wall time so far: what all share before the first turn, its making, and its own turns.
+    used: Duration,
+    /// The same at the end of each epoch.
+    elapsed: Vec<Duration>,
 }
 
 /// Trains and compares.
@@ -53,6 +58,7 @@ pub(super) struct Runner {
 /// # Errors
 /// When the data is missing, training diverges, or the user stops it; what was measured stays.
 pub fn run(args: CompareArgs) -> Result<()> {
+    let started = Instant::now();
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
     args.precision.check(&device)?;
     let entries = match args.swiglu.as_slice() {
@@ -70,6 +76,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
 
     let mut runners: Vec<Runner> = Vec::new();
     let epochs = args.epochs;
+    let shared = started.elapsed();
     let bar = bar(u64::from(epochs) * entries.len() as u64);
     'all: for epoch in 1..=epochs {
         for (index, &entry) in entries.iter().enumerate() {
@@ -79,7 +86,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
             // The first epoch of each comes with its making, so that the memory watched is its own.
             let watch = (epoch == 1).then(|| Watch::start(&device));
             if runners.len() == index {
-                runners.push(Runner::new(configuration(&args, entry, &device), entry, &device, &dataset)?);
+                runners.push(Runner::new(configuration(&args, entry, &device), entry, &device, &dataset, shared)?);
             }
             let runner = &mut runners[index];
             runner.epoch(&bar)?;
@@ -145,11 +152,37 @@ fn peer_arguments(
 }
 
 impl Runner {
-    pub(super) fn new(config: Config, entry: &'static Entry, device: &Device, dataset: &Dataset) -> Result<Runner> {
+    /// A training at its beginning. `shared` is the wall time that all of them share before it.
+    pub(super) fn new(
+        config: Config,
+        entry: &'static Entry,
+        device: &Device,
+        dataset: &Dataset,
+        shared: Duration,
+    ) -> Result<Runner> {
+        let begin = Instant::now();
+        Footprint::check(&config, device)?;
         let model = Mlp::new(config.mlp(device)?, config.seed)?;
         let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
         let trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), Instant::now())?;
-        Ok(Runner { entry, config, trainer, epochs: Vec::new(), checkpoint: None, peak_bytes: None })
+        Ok(Runner {
+            entry,
+            config,
+            trainer,
+            epochs: Vec::new(),
+            checkpoint: None,
+            peak_bytes: None,
+            used: shared + begin.elapsed(),
+            elapsed: Vec::new(),
+        })
+    }
+
+    /// Compiles and captures what a GPU needs, before the first step asks for it.
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        self.trainer.prepare()?;
+        self.used += begin.elapsed();
+        Ok(())
     }
 
     /// Trains one epoch: the loop is asked to stop when an epoch is over, and goes on there at the next call.
@@ -161,14 +194,17 @@ impl Runner {
         Ok(())
     }
 
-    /// Trains from where it is until `stop` is set or the last epoch is over.
+    /// Trains from where it is until `stop` is set, at the latest by the end of an epoch, or the last epoch is over.
     pub(super) fn go_on(&mut self, watcher: &mut (dyn Observer + Send), stop: &AtomicBool) -> Result<()> {
+        let begin = Instant::now();
         let checkpoint = &mut self.checkpoint;
         let mut keep = |new: &Checkpoint| {
             *checkpoint = Some(new.clone());
             Ok(())
         };
         self.trainer.run(u64::MAX, 0, &mut (Epochs(&mut self.epochs), watcher), stop, &mut keep)?;
+        self.used += begin.elapsed();
+        self.elapsed.resize(self.epochs.len(), self.used);
         Ok(())
     }
 
@@ -193,6 +229,7 @@ impl Runner {
             confusion,
             wrong,
             interleaved,
+            elapsed_ms: self.elapsed.iter().map(|elapsed| elapsed.as_secs_f64() * 1e3).collect(),
             configuration: self.config,
         })
     }

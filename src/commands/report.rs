@@ -13,14 +13,8 @@ pub fn run(args: ReportArgs) -> Result<()> {
     let from = if args.records.is_empty() { vec![PathBuf::from(FOLDER)] } else { args.records };
     let records = record::read(&from)?;
     folder::write(&records, &args.out)?;
-    let skipped = if records.skipped > 0 {
-        format!(" ({} lines skipped that are no records)", records.skipped)
-    } else {
-        "".into()
-    };
-    out::print_line(&format!(
-        "{} records{skipped}\nreport  {}",
-        records.lines.len(),
-        args.out.join("index.html").display()
-    ))
+    for why in records.left_out() {
+        out::print_line(&format!("note: {why}"))?;
+    }
+    out::print_line(&format!("{} records\nreport  {}", records.lines.len(), args.out.join("index.html").display()))
 }

@@ -1,13 +1,16 @@
-//! `selftest`: every implementation, precision, pass and way of keeping gates against the f64 reference, at ragged shapes,
-//! on the device of the user's choice. A table, or one JSON object a check; exit code 1 when anything is wrong.
+//! `selftest`: every implementation, precision, pass and way of keeping gates against the f64 reference, at ragged shapes, and
+//! whole steps of training, on the device of the user's choice. A table, or one JSON object a check; exit code 1 when anything is wrong.
 
 use crate::{
     Error, Kind, Result,
     cli::SelftestArgs,
     commands::out,
     device::Device,
-    measure::check::{Case, Check, SHAPES, check_layer, gates_of},
-    swiglu::{self, Entry, Precision, reference::Dims},
+    measure::check::{
+        Case, Check, SHAPES, check_layer, gates_of,
+        training::{NETWORKS, TrainingCase, check_training},
+    },
+    swiglu::{self, Entry, Gates, Precision, reference::Dims},
 };
 
 /// Runs the checks and prints them.
@@ -16,13 +19,14 @@ use crate::{
 /// When the device is missing, a shape cannot be read, or a check fails.
 pub fn run(args: SelftestArgs) -> Result<()> {
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
-    let entries: Vec<&Entry> = match args.swiglu.as_slice() {
+    let entries: Vec<&'static Entry> = match args.swiglu.as_slice() {
         [] => swiglu::ALL.to_vec(),
         names => names.iter().map(|name| swiglu::find(name)).collect::<Result<_>>()?,
     };
-    let shapes: Vec<Dims> = match args.shape.as_slice() {
-        [] => SHAPES.to_vec(),
-        texts => texts.iter().map(|text| parse_shape(text)).collect::<Result<_>>()?,
+    // Whoever names shapes is after the layer.
+    let (shapes, networks): (Vec<Dims>, &[_]) = match args.shape.as_slice() {
+        [] => (SHAPES.to_vec(), NETWORKS),
+        texts => (texts.iter().map(|text| parse_shape(text)).collect::<Result<_>>()?, &[]),
     };
     let precisions: Vec<Precision> = match args.precision.as_slice() {
         [] => Precision::of_device(&device).to_vec(),
@@ -33,21 +37,20 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         out::print_line(&format!("device: {chosen}"))?;
         out::print_line(&header())?;
     }
-    let (mut total, mut failed) = (0, 0);
+    let mut count = Count { json: args.json, total: 0, failed: 0 };
     for dims in shapes {
         for &precision in &precisions {
             let case = Case::in_precision(dims, args.seed, precision);
-            prepare(&device, precision, &entries, &case)?;
-            for &entry in &entries {
-                for &gates in gates_of(entry) {
-                    let checks = device.install(|| check_layer(entry, &device, precision, gates, &case))?;
-                    total += checks.len();
-                    failed += checks.iter().filter(|check| !check.ok).count();
-                    print(&checks, args.json)?;
-                }
-            }
+            count.check(&device, &entries, |entry, gates| check_layer(entry, &device, precision, gates, &case))?;
         }
     }
+    for &(dims, depth) in networks {
+        let case = TrainingCase::new(dims, depth, args.seed);
+        for &precision in &precisions {
+            count.check(&device, &entries, |entry, gates| check_training(entry, &device, precision, gates, &case))?;
+        }
+    }
+    let Count { total, failed, .. } = count;
     if failed > 0 {
         return Err(Error::new(Kind::Selftest, format!("{failed} of {total} checks failed on {}", device.name()))
             .hint("results of the implementations marked FAILED cannot be trusted on this machine; please report it with this table"));
@@ -58,18 +61,35 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the kernels of a case on all cores, rather than one after the other at their first launch.
-fn prepare(device: &Device, precision: Precision, entries: &[&Entry], case: &Case) -> Result<()> {
-    let Device::Cuda(cuda) = device else { return Ok(()) };
-    cuda.prepare(|| {
-        for &entry in entries {
-            for &gates in gates_of(entry) {
-                // Nothing runs, so every result is wrong, and none is looked at.
-                check_layer(entry, device, precision, gates, case)?;
-            }
+/// Checks made, and of those the failed ones.
+struct Count {
+    json: bool,
+    total: usize,
+    failed: usize,
+}
+
+impl Count {
+    /// Makes and prints the checks of every implementation and way of keeping gates. On a GPU their kernels are compiled
+    /// before, on all cores, rather than one after the other at their first launch.
+    fn check(
+        &mut self,
+        device: &Device,
+        entries: &[&'static Entry],
+        check: impl Fn(&'static Entry, Gates) -> Result<Vec<Check>> + Sync,
+    ) -> Result<()> {
+        let all = || entries.iter().flat_map(|&entry| gates_of(entry).iter().map(move |&gates| (entry, gates)));
+        if let Device::Cuda(cuda) = device {
+            // Nothing runs, so every result is wrong, and none is looked at.
+            cuda.prepare(|| all().try_for_each(|(entry, gates)| check(entry, gates).map(|_| ())))?;
+        }
+        for (entry, gates) in all() {
+            let checks = device.install(|| check(entry, gates))?;
+            self.total += checks.len();
+            self.failed += checks.iter().filter(|check| !check.ok).count();
+            print(&checks, self.json)?;
         }
         Ok(())
-    })
+    }
 }
 
 fn parse_shape(text: &str) -> Result<Dims> {
@@ -88,7 +108,7 @@ fn parse_shape(text: &str) -> Result<Dims> {
 
 fn header() -> String {
     format!(
-        "{:<18} {:<10} {:<9} {:>15}  {:<13} {:>9} {:>9}",
+        "{:<18} {:<13} {:<9} {:>15}  {:<18} {:>9} {:>9}",
         "swiglu", "precision", "gates", "B,D,H", "pass", "error", "bound"
     )
 }
@@ -107,12 +127,18 @@ fn print(checks: &[Check], json: bool) -> Result<()> {
 }
 
 fn row(check: &Check) -> String {
-    let Check { swiglu, precision, gates, pass, batch, inputs, hidden, rel_err, bound, ok, .. } = check;
+    let Check { swiglu, precision, gates, pass, batch, inputs, hidden, depth, parameter, rel_err, bound, ok, .. } =
+        check;
     let gates = format!("{gates:?}").to_lowercase();
     let shape = format!("{batch},{inputs},{hidden}");
-    let verdict = if *ok { "" } else { "  FAILED" };
+    let pass = depth.map_or((*pass).to_string(), |depth| format!("{pass} x{depth}"));
+    let verdict = match (ok, parameter) {
+        (true, _) => String::new(),
+        (false, None) => "  FAILED".into(),
+        (false, Some(parameter)) => format!("  FAILED ({parameter})"),
+    };
     format!(
-        "{swiglu:<18} {:<10} {gates:<9} {shape:>15}  {pass:<13} {rel_err:>9.1e} {bound:>9.1e}{verdict}",
+        "{swiglu:<18} {:<13} {gates:<9} {shape:>15}  {pass:<18} {rel_err:>9.1e} {bound:>9.1e}{verdict}",
         precision.name()
     )
 }

@@ -18,6 +18,7 @@ use crate::{
     swiglu,
     train::{
         config::{Config, NetworkConfig},
+        footprint::Footprint,
         metrics::{Epoch, Event},
         observer::Observer,
         run_dir::RunDir,
@@ -53,7 +54,10 @@ fn begin(
     started: Instant,
 ) -> Result<()> {
     let config = configuration(args, device);
-    let model = Mlp::new(config.mlp(device)?, config.seed)?;
+    let network = config.mlp(device)?;
+    config.precision.check(device)?;
+    Footprint::check(&config, device)?;
+    let model = Mlp::new(network, config.seed)?;
     let dataset = data::load(&args.data)?;
     let splits = Splits::new(device, dataset, config.validation, config.seed)?;
     if !model.entry().trains_weight {

@@ -13,6 +13,9 @@ pub enum Precision {
     /// IEEE single precision
     #[default]
     Fp32,
+    /// fp32's accuracy from tensor cores: operands split in two, three products for one in the fused kernels; cuBLAS has none
+    /// like it, so library products stay fp32 (NVIDIA GPUs)
+    Fp32Emulated,
     /// TF32 operands, fp32 accumulation (NVIDIA GPUs)
     Tf32,
     /// bf16 operands and activations, fp32 master weights (NVIDIA GPUs)
@@ -21,7 +24,7 @@ pub enum Precision {
 
 impl Precision {
     /// Every precision, in the order that tables show them.
-    pub const ALL: &[Precision] = &[Precision::Fp32, Precision::Tf32, Precision::Bf16];
+    pub const ALL: &[Precision] = &[Precision::Fp32, Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16];
 
     /// Those that a device makes.
     pub fn of_device(device: &Device) -> &'static [Precision] {
@@ -35,6 +38,7 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Precision::Fp32 => "fp32",
+            Precision::Fp32Emulated => "fp32-emulated",
             Precision::Tf32 => "tf32",
             Precision::Bf16 => "bf16",
         }
@@ -44,7 +48,8 @@ impl Precision {
     /// D^-1/2, D up to 4096.
     pub fn bound(self) -> f64 {
         match self {
-            Precision::Fp32 => 3e-6,
+            // Emulated, about 1e-7 a product for what the split leaves out, as much for sums: within what fp32 itself may be off.
+            Precision::Fp32 | Precision::Fp32Emulated => 3e-6,
             Precision::Tf32 => 1e-3,
             Precision::Bf16 => 5e-3,
         }
@@ -53,7 +58,7 @@ impl Precision {
     /// `value` as it is after being kept in this precision's operands: bf16 keeps 8 bits of mantissa, the others all.
     pub fn round_operand(self, value: f32) -> f32 {
         match self {
-            Precision::Fp32 | Precision::Tf32 => value,
+            Precision::Fp32 | Precision::Fp32Emulated | Precision::Tf32 => value,
             Precision::Bf16 => from_bf16(to_bf16(value)),
         }
     }

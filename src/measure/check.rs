@@ -1,5 +1,14 @@
 //! Whether an implementation is right: every pass against the f64 reference, at ragged shapes, with outputs poisoned
 //! with NaN before they are written.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | this one | a layer's passes |
+//! | [`training`] | whole steps of training |
+//! | [`network`] | their reference |
+
+pub mod network;
+pub mod training;
 
 use serde::Serialize;
 
@@ -25,6 +34,10 @@ pub const SHAPES: &[Dims] = &[
     dims(33, 1031, 37),
     dims(600, 65, 50),
     dims(64, 512, 512),
+    // Whole 16-byte rows, which Hopper's kernels ask for, and edges in every dimension.
+    dims(1, 24, 8),
+    dims(70, 136, 72),
+    dims(203, 520, 424),
 ];
 
 const fn dims(batch: usize, inputs: usize, hidden: usize) -> Dims {
@@ -46,7 +59,8 @@ pub struct Check {
     pub precision: Precision,
     /// Whether g and u were kept.
     pub gates: Gates,
-    /// What was compared: `forward`, `inference`, `backward-dx`, `backward-dwf`, `sgd-step`, `frozen`.
+    /// What was compared: `forward`, `inference`, `backward-dx`, `backward-dwf`, `sgd-step`, `frozen`; of whole steps of training
+    /// `steps`, `steps-clipped`, `replayed`, `replayed-clipped`.
     pub pass: &'static str,
     /// Images.
     #[serde(rename = "B")]
@@ -57,6 +71,12 @@ pub struct Check {
     /// Hidden.
     #[serde(rename = "H")]
     pub hidden: usize,
+    /// SwiGLU layers, of whole steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// Of whole steps: the parameter whose change has the largest error, or `loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameter: Option<String>,
     /// Relative Frobenius error.
     pub rel_err: f64,
     /// Largest error that is still right.
@@ -132,6 +152,8 @@ pub fn check_layer(
             batch,
             inputs,
             hidden,
+            depth: None,
+            parameter: None,
             rel_err,
             bound,
             ok,

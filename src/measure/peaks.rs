@@ -1,7 +1,8 @@
 //! What the device can do at best: the fastest arithmetic and the fastest traffic, measured in the run that they judge.
 //!
 //! On the CPU: fused multiply-adds in registers, or the library GEMM should it be faster; sums over buffers in memory and in
-//! cache. On a GPU: the library GEMM at 8192^3, and a copy.
+//! cache. On a GPU: the library GEMM at 8192^3, and a copy. Of emulated fp32, for which there is no library GEMM: what the tensor
+//! cores leave of their rate when each product is three of TF32 or six of bf16, the fewest that keep 24 bits.
 
 use std::{hint::black_box, time::Instant};
 
@@ -36,11 +37,16 @@ pub fn measure(device: &Device, precision: Precision) -> Result<Peaks> {
             cache_gbytes_per_s: read_bytes_per_s(cpu, cpu.threads() * (256 << 10)) / 1e9,
         })),
         Device::Cuda(cuda) => {
-            let cuda = cuda.with_precision(precision);
+            let rate = |precision| gemm_flops(&device.with_precision(precision), precision);
+            let flops = match precision {
+                // Three products of 16-bit operands, or of TF32, for one.
+                Precision::Fp32Emulated => rate(Precision::Tf32)?.max(rate(Precision::Bf16)?) / 3.0,
+                _ => rate(precision)?,
+            };
             Ok(Peaks {
                 device: device.name(),
                 precision,
-                tflops: gemm_flops(&Device::Cuda(cuda.clone()), precision)? / 1e12,
+                tflops: flops / 1e12,
                 memory_gbytes_per_s: cuda.copy_bytes_per_s(1 << 30)? / 1e9,
                 // 2 x 12 MiB stay in the L2 of every GPU that the kernels run on but the smallest.
                 cache_gbytes_per_s: cuda.copy_bytes_per_s(12 << 20)? / 1e9,

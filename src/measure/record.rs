@@ -19,6 +19,8 @@ use crate::{
 
 /// The version of the records that this program writes and reads.
 pub const VERSION: u32 = 1;
+/// The commit that this program was built from, with `-dirty` when its sources were changed since; `unknown` without git.
+pub const COMMIT: &str = env!("MNIST_SWIGLU_COMMIT");
 
 /// Where a record comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,18 +57,10 @@ impl Origin {
                     .map(|(major, minor)| format!("CUDA {major}.{minor}")),
             },
             version: env!("CARGO_PKG_VERSION").into(),
-            commit: commit(),
+            commit: COMMIT.into(),
             time: crate::clock::rfc3339(std::time::SystemTime::now()),
         }
     }
-}
-
-/// The commit of the source tree, with `-dirty` when it was changed since; `unknown` where there is no tree or no git.
-fn commit() -> String {
-    let arguments = ["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"];
-    let output = std::process::Command::new("git").args(arguments).output();
-    let text = output.ok().filter(|o| o.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
-    text.filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".into())
 }
 
 /// One line.
@@ -185,6 +179,10 @@ pub struct Training {
     pub wrong: Vec<Wrong>,
     /// How many trainings were run beside this one, an epoch of each in turn.
     pub interleaved: usize,
+    /// At the end of each epoch: wall time since the process began, its loading and compiling included, the turns of other
+    /// trainings taken out. Empty in records that do not have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elapsed_ms: Vec<f64>,
 }
 
 /// A test image that the network gets wrong.
@@ -266,27 +264,80 @@ pub struct Records {
     pub lines: Vec<Line>,
     /// Lines that are no records: half-written, or edited.
     pub skipped: usize,
+    /// Records of a kind that this program does not know.
+    pub unknown: usize,
+    /// Records that a program with another [`VERSION`] wrote, by file.
+    pub other_versions: Vec<OtherVersion>,
 }
 
-/// Reads the records in `paths`: files, or folders whose .jsonl files are read.
+/// Records in a file that a program with another version wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherVersion {
+    /// The file.
+    pub file: PathBuf,
+    /// Its records' version.
+    pub version: u32,
+    /// How many.
+    pub lines: usize,
+}
+
+impl Records {
+    /// What was left out and why, a sentence each; nothing when everything was read.
+    pub fn left_out(&self) -> Vec<String> {
+        let mut said: Vec<String> = self
+            .other_versions
+            .iter()
+            .map(|OtherVersion { file, version, lines }| {
+                let (is, does) = if *version < VERSION { ("an older", "measure again") } else { ("a newer", "update") };
+                let file = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
+                format!(
+                    "{file}: {} of version {version}, from {is} program, left out (this one reads {VERSION}: {does})",
+                    counted(*lines, "record")
+                )
+            })
+            .collect();
+        if self.unknown > 0 {
+            said.push(format!(
+                "{} of a kind that this program does not know, left out",
+                counted(self.unknown, "record")
+            ));
+        }
+        if self.skipped > 0 {
+            said.push(format!("{} half-written or edited, skipped", counted(self.skipped, "line")));
+        }
+        said
+    }
+}
+
+/// `1 line`, `2 lines`.
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Reads the records in `paths`: files, or folders whose .jsonl files are read. Lines that cannot be read are counted; the
+/// files are left as they are.
 ///
 /// # Errors
-/// When there is none, or one was written by another version of this program.
+/// When no record can be read.
 pub fn read(paths: &[PathBuf]) -> Result<Records> {
     let mut records = Records::default();
     for path in paths {
         for file in files(path)? {
-            let bytes = fs::read(&file).map_err(|e| Error::io("read the records", &file, e))?;
-            parse(&String::from_utf8_lossy(&bytes), &file, &mut records)?;
+            let bytes = fs::read(&file).map_err(|e| {
+                Error::io("read the records", &file, e).hint("give files of records, or folders that hold them")
+            })?;
+            parse(&String::from_utf8_lossy(&bytes), &file, &mut records);
         }
     }
     if records.lines.is_empty() {
         let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        return Err(Error::new(
-            Kind::Data,
-            format!("there are no records in {} ({} half-written lines)", names.join(", "), records.skipped),
-        )
-        .hint("measure first: mnist-swiglu bench --out DIR, mnist-swiglu compare --out DIR"));
+        let why: String = records.left_out().iter().map(|why| format!("; {why}")).collect();
+        return Err(Error::new(Kind::Data, format!("there are no records in {}{why}", names.join(", "))).hint(
+            match records.other_versions.iter().any(|other| other.version > VERSION) {
+                true => "a newer mnist-swiglu wrote them: update this one",
+                false => "measure first: mnist-swiglu bench --out DIR, mnist-swiglu compare --out DIR",
+            },
+        ));
     }
     Ok(records)
 }
@@ -303,36 +354,31 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn parse(text: &str, file: &Path, into: &mut Records) -> Result<()> {
+fn parse(text: &str, file: &Path, into: &mut Records) {
     #[derive(Deserialize)]
     struct Probe {
         version: u32,
-        #[serde(rename = "bench")]
-        _bench: String,
+        bench: String,
     }
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        if let Ok(line) = serde_json::from_str::<Line>(line)
-            && line.version == VERSION
-        {
-            into.lines.push(line);
-            continue;
-        }
-        match serde_json::from_str::<Probe>(line) {
-            Ok(Probe { version, .. }) if version != VERSION => {
-                let (is, does) = if version < VERSION { ("an older", "measure again") } else { ("a newer", "update") };
-                return Err(Error::new(
-                    Kind::Data,
-                    format!(
-                        "{}: a record of version {version}, from {is} program; this one reads {VERSION}",
-                        file.display()
-                    ),
-                )
-                .hint(format!("{does}, or leave this file out")));
+    for text in text.lines().filter(|line| !line.trim().is_empty()) {
+        let probe = serde_json::from_str::<Probe>(text);
+        match (serde_json::from_str::<Line>(text), probe) {
+            (_, Ok(Probe { version, .. })) if version != VERSION => {
+                match into.other_versions.iter_mut().find(|other| other.file == file && other.version == version) {
+                    Some(other) => other.lines += 1,
+                    None => into.other_versions.push(OtherVersion { file: file.into(), version, lines: 1 }),
+                }
             }
+            (Ok(line), _) => into.lines.push(line),
+            (_, Ok(Probe { bench, .. })) if is_unknown(text, &bench) => into.unknown += 1,
             _ => into.skipped += 1,
         }
     }
-    Ok(())
+}
+
+/// Whether `text` is a record of a kind that is not in [`Record`]. The list is serde's own: it names what it does not find.
+fn is_unknown(text: &str, kind: &str) -> bool {
+    serde_json::from_str::<Record>(text).is_err_and(|error| error.to_string().contains(&format!("variant `{kind}`")))
 }
 
 #[cfg(test)]

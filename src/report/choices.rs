@@ -12,18 +12,7 @@ use crate::{
 
 /// The sentences; none for questions that nothing was measured for.
 pub fn sentences(cases: &[&Case], trainings: &[&Training]) -> Vec<String> {
-    let learning: Vec<&Training> = trainings.iter().copied().filter(|t| t.trains_wf).collect();
-    let mut said = Vec::new();
-    if let Some(best) = fastest(&learning, end::train_ms) {
-        let accuracy = end::accuracy(best).map_or(String::new(), |a| format!(", {:.2} % right", 100.0 * a));
-        let speed =
-            end::speed(best, trainings).map_or(String::new(), |s| format!(", {s:.2} times liger-style's speed"));
-        said.push(format!(
-            "Training from scratch: {} takes {:.0} ms an epoch{speed}{accuracy}.",
-            best.configuration.swiglu,
-            end::train_ms(best).unwrap_or_default()
-        ));
-    }
+    let mut said = training_sentences(trainings);
     let warm: Vec<&Case> = cases.iter().copied().filter(|c| c.cache == Cache::Warm && c.ok).collect();
     for (question, pass) in [
         ("Frozen features (dx, no dWf)", Pass::StepDx),
@@ -36,6 +25,37 @@ pub fn sentences(cases: &[&Case], trainings: &[&Training]) -> Vec<String> {
     let steps: Vec<&Case> = warm.iter().copied().filter(|c| c.pass == Pass::Step).collect();
     said.extend(smallest_of_each_precision(&steps).iter().filter_map(|cases| memory_sentence(cases)));
     said
+}
+
+/// Of each setting, the fastest that learns, and where that is in another precision the fastest in fp32.
+fn training_sentences(trainings: &[&Training]) -> Vec<String> {
+    let mut settings: Vec<Vec<&Training>> = Vec::new();
+    for training in trainings.iter().copied().filter(|t| t.trains_wf) {
+        match settings.iter_mut().find(|group| end::same_setting(group[0], training)) {
+            Some(group) => group.push(training),
+            None => settings.push(vec![training]),
+        }
+    }
+    let clause = |best: &Training| {
+        let config = &best.configuration;
+        let accuracy = end::accuracy(best).map_or(String::new(), |a| format!(", {:.2} % right", 100.0 * a));
+        let speed =
+            end::speed(best, trainings).map_or(String::new(), |s| format!(", {s:.2} times liger-style's speed"));
+        let time = super::table::ms(end::train_ms(best).unwrap_or_default());
+        format!("{} in {} takes {time} ms an epoch{speed}{accuracy}", config.swiglu, config.precision.name())
+    };
+    let sentence = |group: &Vec<&Training>| {
+        let best = fastest(group, end::train_ms)?;
+        let exact = |t: &&Training| t.configuration.precision == Precision::Fp32;
+        let fp32: Vec<&Training> = group.iter().copied().filter(exact).collect();
+        let also = match fastest(&fp32, end::train_ms) {
+            Some(other) if other != best => format!("; {}", clause(other)),
+            _ => String::new(),
+        };
+        let setting = end::setting_name(&best.configuration);
+        Some(format!("Training from scratch ({setting}): {}{also}.", clause(best)))
+    };
+    settings.iter().filter_map(sentence).collect()
 }
 
 /// The cases of one device, precision and shape each: the smallest shape that was measured, since there the choice matters

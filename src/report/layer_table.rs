@@ -1,6 +1,9 @@
 //! The tables of the layer's microbenchmarks: one a pass, precision and state of the caches.
 
-use super::table::{Table, ms};
+use super::{
+    data::shape,
+    table::{Table, ms},
+};
 use crate::{
     measure::record::Case,
     swiglu::{Gates, liger::LIGER_STYLE},
@@ -68,9 +71,9 @@ fn row(case: &Case, ratio: Option<f64>) -> Vec<String> {
 
 /// How many times faster than `liger-style` on equal work; none without such a case among `cases`.
 pub fn ratio(case: &Case, cases: &[&Case]) -> Option<f64> {
-    let shape = |case: &Case| (case.batch, case.inputs, case.hidden, case.precision, case.pass, case.cache);
+    let work = |case: &Case| (shape(case), case.precision, case.pass, case.cache);
     let same =
-        |other: &&&Case| other.swiglu == LIGER_STYLE.name && shape(other) == shape(case) && other.device == case.device;
+        |other: &&&Case| other.swiglu == LIGER_STYLE.name && work(other) == work(case) && other.device == case.device;
     Some(cases.iter().find(same)?.median_ms? / case.median_ms?)
 }
 

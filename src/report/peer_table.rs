@@ -2,7 +2,6 @@
 
 use super::{
     bars::Bar,
-    charts::{self, Chart},
     table::{Table, ms},
     training_table as end,
 };
@@ -21,13 +20,14 @@ pub fn tables(peers: &[&PeerCase], cases: &[&Case], trainings: &[&Training]) -> 
 }
 
 /// What the same work and setting means for a pass: device, precision, shape.
-fn same_pass(peer: &PeerCase, case: &Case) -> bool {
+pub fn same_pass(peer: &PeerCase, case: &Case) -> bool {
     peer.pass == Timed::Pass(case.pass)
         && (peer.device == case.device && peer.precision == case.precision && peer.cache == case.cache)
         && (peer.batch, peer.inputs, peer.hidden) == (case.batch, case.inputs, case.hidden)
 }
 
-fn same_epoch(peer: &PeerCase, training: &Training) -> bool {
+/// The same for an epoch: device, precision, shapes, what learns.
+pub fn same_epoch(peer: &PeerCase, training: &Training) -> bool {
     let config = &training.configuration;
     peer.pass == Timed::Epoch
         && (peer.device == config.device && peer.precision == config.precision && config.network.depth == 1)
@@ -133,35 +133,18 @@ fn epochs(peers: &[&PeerCase], trainings: &[&Training]) -> Option<Table> {
     Some(table)
 }
 
-/// Adds a bar for each peer to the groups of charts that show the same work. Which group that is, its heading says.
-pub fn add_bars(charts: &mut [Chart], peers: &[&PeerCase], cases: &[&Case], trainings: &[&Training]) {
-    let mut add = |chart: &str, heading: &str, peer: &PeerCase| {
-        let groups = charts.iter_mut().filter(|c| c.name == chart).flat_map(|c| &mut c.bars.groups);
-        for (_, bars) in groups.filter(|(name, _)| name == heading) {
-            bars.extend(bar(peer));
-        }
-    };
-    for peer in peers {
-        if let Some(case) = cases.iter().find(|case| same_pass(peer, case)) {
-            add(case.pass.name(), &charts::layer_heading(case), peer);
-        }
-        if let Some(training) = trainings.iter().find(|training| same_epoch(peer, training)) {
-            add("training", &charts::training_heading(training), peer);
-        }
-    }
-}
-
-/// None of a case that is wrong.
-fn bar(peer: &PeerCase) -> Option<Bar> {
-    let value = peer.median_ms.filter(|_| peer.ok)?;
-    let accuracy = peer.accuracy.map_or(String::new(), |a| format!(", {:.2} % right", a * 100.0));
+/// A peer's bar in a chart of our own: `value` is the time that is drawn. None of a case that is wrong.
+pub fn bar(peer: &PeerCase, value: Option<f64>, less_work: bool) -> Option<Bar> {
+    let value = value.filter(|_| peer.ok)?;
+    let accuracy = peer.accuracy.map_or(String::new(), |a| format!(", {:.2} %", 100.0 * a));
     Some(Bar {
         label: peer.name.clone(),
-        value,
         note: format!("{} ms{accuracy}", ms(value)),
+        value: Some(value),
         series: swiglu::ALL.len(),
-        floor: None,
-        less_work: peer.peer == Peer::Gemm || (peer.pass == Timed::Epoch && !peer.trains_wf),
+        spread: peer.p10_ms.zip(peer.p90_ms).filter(|(from, to)| (*from..=*to).contains(&value)),
+        less_work,
+        ..Bar::default()
     })
 }
 
@@ -170,7 +153,10 @@ mod tests {
     use super::*;
     use crate::{
         measure::timer::Cache,
-        report::bars::Bars,
+        report::{
+            charts::{self, Picture},
+            data::Data,
+        },
         swiglu::{Gates, Precision},
     };
 
@@ -252,13 +238,17 @@ mod tests {
 
     #[test]
     fn a_bar_joins_the_group_of_its_work_and_no_other() {
-        let (fast, torch) = (case("fast", 1.0), peer(Peer::Torch, "PyTorch 9", 3.0));
-        let groups = [charts::layer_heading(&fast), "another".into()].map(|heading| (heading, Vec::new()));
-        let bars = Bars { title: "".into(), subtitle: "".into(), legend: "".into(), groups: groups.to_vec() };
-        let mut all = [Chart { name: "forward".into(), bars, caption: "".into() }];
-        add_bars(&mut all, &[&torch, &PeerCase { ok: false, ..torch.clone() }], &[&fast], &[]);
-        let [(_, joined), (_, other)] = all[0].bars.groups.as_slice() else { panic!("two groups") };
-        assert_eq!((joined.len(), other.len()), (1, 0));
-        assert_eq!((joined[0].label.as_str(), joined[0].note.as_str()), ("PyTorch 9", "3.00 ms"));
+        let torch = peer(Peer::Torch, "PyTorch 9", 3.0);
+        let wrong = PeerCase { ok: false, name: "wrong".into(), ..torch.clone() };
+        let elsewhere = PeerCase { batch: 65, name: "elsewhere".into(), ..torch.clone() };
+        let cases = vec![case("fast", 1.0), Case { batch: 128, ..case("fast", 1.0) }];
+        let data = Data { cases, peers: vec![torch, wrong, elsewhere], ..Data::default() };
+        let charts = charts::all(&data);
+        let forward = charts.iter().find(|chart| chart.name == "forward").expect("a chart");
+        let Picture::Bars(bars) = &forward.picture else { panic!("bars") };
+        let labels = |group: &(String, Vec<Bar>)| group.1.iter().map(|bar| bar.label.clone()).collect::<Vec<_>>();
+        let groups: Vec<_> = bars.groups.iter().map(labels).collect();
+        assert_eq!(groups, [vec!["fast", "PyTorch 9"], vec!["fast"]]);
+        assert_eq!(bars.groups[0].1[1].note, "3.00 ms");
     }
 }

@@ -1,9 +1,13 @@
 //! The end-to-end table: what each implementation costs and buys in a training of the whole network.
 
-use super::table::{Table, ms};
+use super::{
+    data::shape_name,
+    table::{Table, ms},
+};
 use crate::{
     measure::{record::Training, timer::quantile},
     swiglu::liger::LIGER_STYLE,
+    train::{config::Config, metrics::Epoch},
 };
 
 /// The accuracies that trainings race to.
@@ -17,6 +21,12 @@ pub fn train_ms(training: &Training) -> Option<f64> {
 /// Median over the epochs.
 pub fn infer_ms(training: &Training) -> Option<f64> {
     quantile(&training.epochs.iter().map(|epoch| epoch.infer_ms).collect::<Vec<_>>(), 0.5)
+}
+
+/// The least and the largest of a time over the epochs.
+pub fn span(training: &Training, time: impl Fn(&Epoch) -> f64) -> Option<(f64, f64)> {
+    let times = || training.epochs.iter().map(&time);
+    (!training.epochs.is_empty()).then(|| (times().fold(f64::INFINITY, f64::min), times().fold(0.0, f64::max)))
 }
 
 /// Test accuracy after the last epoch.
@@ -33,16 +43,38 @@ pub fn seconds_to(training: &Training, goal: f64) -> Option<f64> {
     })
 }
 
-/// What is the same in trainings that can be compared.
-fn setting(training: &Training) -> (usize, usize, usize, &str, &str) {
-    let config = &training.configuration;
-    (config.network.width, config.network.hidden, config.batch_size, &config.device, config.precision.name())
+/// Seconds since the process began up to the same moment, loading, compiling and inference included; none where the record
+/// does not tell.
+pub fn seconds_from_start(training: &Training, goal: f64) -> Option<f64> {
+    let index = training.epochs.iter().position(|epoch| epoch.test_accuracy >= goal)?;
+    training.elapsed_ms.get(index).map(|ms| ms / 1e3)
 }
 
-/// How many times faster an epoch is than `liger-style` in the same setting.
+/// Whether two trainings differ in implementation, precision and what does not change the time of an epoch alone.
+pub fn same_setting(a: &Training, b: &Training) -> bool {
+    let key = |training: &Training| {
+        let config = &training.configuration;
+        (config.network.clone(), config.batch_size, config.device.clone(), config.dataset.clone())
+    };
+    key(a) == key(b)
+}
+
+/// `cpu, B = 64, D = H = 512`.
+pub fn setting_name(config: &Config) -> String {
+    let network = &config.network;
+    let depth = if network.depth > 1 { format!(", depth {}", network.depth) } else { String::new() };
+    let dataset = if config.dataset == "mnist" { String::new() } else { format!(", {}", config.dataset) };
+    let shape = shape_name((config.batch_size, network.width, network.hidden));
+    format!("{}, {shape}{depth}{dataset}", config.device)
+}
+
+/// How many times faster an epoch is than `liger-style` in the same setting and precision.
 pub fn speed(training: &Training, all: &[&Training]) -> Option<f64> {
-    let same =
-        |other: &&&Training| other.configuration.swiglu == LIGER_STYLE.name && setting(other) == setting(training);
+    let same = |other: &&&Training| {
+        other.configuration.swiglu == LIGER_STYLE.name
+            && other.configuration.precision == training.configuration.precision
+            && same_setting(other, training)
+    };
     Some(train_ms(all.iter().find(same)?)? / train_ms(training)?)
 }
 

@@ -15,6 +15,7 @@
 
 pub mod cpu;
 pub mod cuda;
+mod hopper;
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,
@@ -159,10 +160,10 @@ impl Fused {
         match (dwf, self.source) {
             (WeightGrad::Skip, _) | (_, Source::Nowhere) => Ok(()),
             (WeightGrad::Step(step), Source::OwnKernel) => {
-                cuda::backward_dwf(cuda, dims, x, dgates, &mut self.weight, Some(step))
+                cuda::backward_dwf(cuda, dims, x, (dgates, workspace), &mut self.weight, Some(step))
             }
             (WeightGrad::Buffer, Source::OwnKernel) => {
-                cuda::backward_dwf(cuda, dims, x, dgates, &mut self.weight, None)
+                cuda::backward_dwf(cuda, dims, x, (dgates, workspace), &mut self.weight, None)
             }
             (_, Source::Library) => {
                 cuda::library_dwf(cuda, dims, x, dgates, &mut self.weight)?;

@@ -181,7 +181,7 @@ fn launch_gate(cuda: &Cuda, name: &'static str, g: &Tensor, u: &Tensor, z_or_dz:
     let blocks = count.div_ceil(256 * 16 / cuda.element().bytes());
     let configuration = cuda.configuration("swiglu_gate.cu", true, &[]);
     // SAFETY: the arguments are the kernel's; all three arrays have as many elements as g.
-    unsafe { cuda.launch(&configuration, name, Grid { blocks, threads: 256, shared: 0 }, &args) }
+    unsafe { cuda.launch(&configuration, name, Grid::new(blocks, 256, 0), &args) }
 }
 
 fn both(device: &Device, gate: Option<&Tensor>, up: Option<&Tensor>) -> Result<Option<GateUp>> {

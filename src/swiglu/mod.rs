@@ -109,9 +109,12 @@ impl Gates {
             (Gates::Save, _) => true,
             // 100 GFLOP/s a core against 10 GB/s of its cache: 4 D / 100 = 16 / 10 at D = 40.
             (Gates::Auto, Device::Cpu(_)) => inputs >= 40,
-            // By measured rate and bandwidth of an H200: 4.3 TB/s against 51 TFLOP/s, and against 400 to 700.
-            (Gates::Auto, Device::Cuda(cuda)) if cuda.precision() == Precision::Fp32 => inputs >= 40,
-            (Gates::Auto, Device::Cuda(_)) => inputs >= 300,
+            // By rate and bandwidth of an H200: 4.3 TB/s against 51 TFLOP/s, a third of TF32's 300, and 400 to 700.
+            (Gates::Auto, Device::Cuda(cuda)) => match cuda.precision() {
+                Precision::Fp32 => inputs >= 40,
+                Precision::Fp32Emulated => inputs >= 100,
+                Precision::Tf32 | Precision::Bf16 => inputs >= 300,
+            },
         }
     }
 }

@@ -73,9 +73,13 @@ pub fn sigmoid(x: f64) -> f64 {
 
 /// z, dx and dWf in f64.
 pub fn swiglu(dims: Dims, operands: &Operands) -> Results {
+    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+    swiglu_f64(dims, &wide(&operands.x), &wide(&operands.wf), &wide(&operands.dz))
+}
+
+/// z, dx and dWf of operands in f64: x (B, D), Wf (2H, D), dz (B, H).
+pub fn swiglu_f64(dims: Dims, x: &[f64], wf: &[f64], dz: &[f64]) -> Results {
     let Dims { batch, inputs, hidden } = dims;
-    let x: Vec<f64> = operands.x.iter().map(|&v| f64::from(v)).collect();
-    let wf: Vec<f64> = operands.wf.iter().map(|&v| f64::from(v)).collect();
     let mut out =
         Results { z: vec![0.0; batch * hidden], dx: vec![0.0; batch * inputs], dwf: vec![0.0; 2 * hidden * inputs] };
 
@@ -90,7 +94,7 @@ pub fn swiglu(dims: Dims, operands: &Operands) -> Results {
             let s = sigmoid(g);
             out.z[b * hidden + h] = g * s * u;
 
-            let dz = f64::from(operands.dz[b * hidden + h]);
+            let dz = dz[b * hidden + h];
             let du = dz * g * s;
             let dg = dz * u * s * (1.0 + g * (1.0 - s));
             for (dx, (wg, wu)) in dx.iter_mut().zip(gate.iter().zip(up)) {

@@ -84,6 +84,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
         dataset,
         stop: &stop,
         place,
+        loading: begin.elapsed(),
     };
     tour.run(&chosen, begin)
 }
@@ -127,6 +128,8 @@ struct Tour<'a> {
     dataset: Dataset,
     stop: &'a AtomicBool,
     place: PathBuf,
+    /// Time up to here: device and data.
+    loading: Duration,
     bold: bool,
 }
 
@@ -227,7 +230,7 @@ impl Tour<'_> {
             page.blank();
             Ok(())
         })?;
-        let finished = race::run(&self.compare, &self.device, &self.dataset, self.stop)?;
+        let finished = race::run(&self.compare, &self.device, &self.dataset, self.loading, self.stop)?;
         self.show(|page| {
             if !matches!(Style::detect(false, false), Style::Bars { .. }) {
                 page.blank();

@@ -1,7 +1,10 @@
 //! Chapter 3: a race. Each implementation really trains, from the same seed; they take turns, and whoever has trained for the
 //! least time goes next. So at any moment all have had the same time, and a bar shows how far that took each.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -53,11 +56,17 @@ struct Racer {
     steps: u64,
 }
 
-/// Races every implementation; the result is in the order of [`swiglu::ALL`].
+/// Races every implementation, after a `loading` that all share; the result is in the order of [`swiglu::ALL`].
 ///
 /// # Errors
 /// When training fails, or `stop` is set.
-pub fn run(args: &CompareArgs, device: &Device, dataset: &Dataset, stop: &AtomicBool) -> Result<Vec<Finished>> {
+pub fn run(
+    args: &CompareArgs,
+    device: &Device,
+    dataset: &Dataset,
+    loading: Duration,
+    stop: &AtomicBool,
+) -> Result<Vec<Finished>> {
     let style = Style::detect(false, false);
     let bars = MultiProgress::new();
     let mut racers = Vec::new();
@@ -65,9 +74,9 @@ pub fn run(args: &CompareArgs, device: &Device, dataset: &Dataset, stop: &Atomic
         if stop.load(Ordering::Relaxed) {
             return Err(interrupted());
         }
-        let mut runner = Runner::new(configuration(args, entry, device), entry, device, dataset)?;
+        let mut runner = Runner::new(configuration(args, entry, device), entry, device, dataset, loading)?;
         // What is compiled and captured for a GPU is no part of the race.
-        runner.trainer.prepare()?;
+        runner.prepare()?;
         let steps = runner.trainer.steps_per_epoch() * u64::from(args.epochs);
         let bar = match style {
             Style::Bars { colour } => bars.add(lane(steps, entry.name, colour)),

@@ -67,7 +67,7 @@ fn gpu_item(gpu: &Gpu) -> Item {
     if gpu.capability < OLDEST {
         return Item::warn(&name, value, "the kernels need compute capability 8.0 or later; use --device cpu");
     }
-    Item::ok(&name, value)
+    Item::ok(&name, format!("{value}; {}", gpu.kernel_family()))
 }
 
 /// A library with its version and file. `driver` is the newest CUDA version that the driver runs.
@@ -160,7 +160,8 @@ mod tests {
             multiprocessors: 132,
         };
         let value = "NVIDIA H200, compute capability 9.0, 132 multiprocessors, 141.0 GiB";
-        assert_eq!(gpu_item(&gpu((9, 0))), Item::ok("cuda:1", value));
+        assert_eq!(gpu_item(&gpu((9, 0))), Item::ok("cuda:1", format!("{value}; Hopper kernels: TMA + wgmma")));
+        assert!(gpu_item(&gpu((8, 9))).value.ends_with("; portable kernels: mma.sync"));
         assert_eq!(gpu_item(&gpu((7, 5))).state, State::Warn);
     }
 

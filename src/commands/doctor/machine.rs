@@ -2,6 +2,7 @@
 //! they can be tested on any system.
 
 use super::{Item, Section};
+use crate::device::cpu::meminfo;
 
 /// The version, and the system it runs on.
 pub(super) fn program() -> Section {
@@ -167,15 +168,6 @@ fn memory_item(total: Option<u64>, available: Option<u64>) -> Item {
         }
         _ => Item::ok("memory", value),
     }
-}
-
-/// Bytes of the entry `name` in the text of /proc/meminfo.
-fn meminfo(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        (key == name).then(|| kib.saturating_mul(1024))
-    })
 }
 
 #[cfg(test)]

@@ -98,6 +98,27 @@ pub fn model_name() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
+/// Bytes of main memory that this process can still get, swap included, where the system tells: Linux, and of its containers
+/// the limit of the control group.
+pub fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let free = meminfo(&info, "MemAvailable")? + meminfo(&info, "SwapFree").unwrap_or(0);
+    let of_group =
+        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/memory.{name}")).ok()?.trim().parse::<u64>().ok();
+    // A group's `max` is the word "max" when there is no limit.
+    let left = of_group("max").zip(of_group("current")).map(|(limit, used)| limit.saturating_sub(used));
+    Some(left.map_or(free, |left| left.min(free)))
+}
+
+/// Bytes of the entry `name` in the text of /proc/meminfo.
+pub fn meminfo(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        (key == name).then(|| kib.saturating_mul(1024))
+    })
+}
+
 /// A slice that tasks write disjoint parts of.
 pub struct SharedMut<'a> {
     start: *mut f32,

@@ -100,8 +100,8 @@ impl Blas {
         };
         let compute = match precision {
             Precision::Tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
-            // fp32 without tensor cores: cuBLAS uses TF32 only where it is asked to.
-            Precision::Fp32 | Precision::Bf16 => Compute::CUBLAS_COMPUTE_32F,
+            // fp32 without tensor cores: cuBLAS uses TF32 only where it is asked to, and emulates fp32 on no GPU before Blackwell.
+            Precision::Fp32 | Precision::Fp32Emulated | Precision::Bf16 => Compute::CUBLAS_COMPUTE_32F,
         };
         let size = |value: usize| {
             i32::try_from(value).map_err(|_| Error::shape(format!("gemm: {value} is too large for cuBLAS")))

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::{nvrtc::Nvrtc, sources};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, device::Precision};
 
 /// An architecture: compute capability 9.0 is `sm_90`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +26,32 @@ impl Arch {
     /// generation has such (`sm_90a`, `sm_100a`): the machine code runs on just this device, so it may use them.
     pub const fn of_device(major: u32, minor: u32) -> Arch {
         Arch { capability: major * 10 + minor, specific: minor == 0 && (major == 9 || major == 10) }
+    }
+}
+
+/// What kernel files are tried for, oldest first: one of each generation. The portable ones run on what lies between too.
+const PORTABLE: &[Arch] =
+    &[Arch::sm(80), Arch::sm(86), Arch::sm(89), Arch::of_device(9, 0), Arch::of_device(10, 0), Arch::sm(120)];
+
+/// TMA, wgmma and clusters as these kernels use them: Hopper alone.
+const HOPPER: &[Arch] = &[Arch::of_device(9, 0)];
+
+/// The architectures that a kernel file claims to compile for: the `hopper` ones for sm_90a, all others from sm_80 on.
+pub fn architectures(file: &str) -> &'static [Arch] {
+    if is_hopper(file) { HOPPER } else { PORTABLE }
+}
+
+fn is_hopper(file: &str) -> bool {
+    file.starts_with("hopper")
+}
+
+/// What `PRECISION` is defined as in kernels/.
+pub const fn define(precision: Precision) -> u32 {
+    match precision {
+        Precision::Fp32 => 0,
+        Precision::Tf32 => 1,
+        Precision::Bf16 => 2,
+        Precision::Fp32Emulated => 3,
     }
 }
 
@@ -66,6 +92,12 @@ impl Configuration {
     pub fn compile(&self, nvrtc: &Nvrtc) -> Result<Compiled> {
         let text = sources::text(self.file)
             .ok_or_else(|| Error::new(Kind::Device, format!("compile {self}: there is no such kernel file")))?;
+        if is_hopper(self.file) && !HOPPER.contains(&self.arch) {
+            return Err(Error::new(
+                Kind::Device,
+                format!("compile {self}: this kernel is for {} alone; other GPUs run the portable ones", HOPPER[0]),
+            ));
+        }
         let (major, minor) = nvrtc.version();
         if !nvrtc.archs().contains(&self.arch.capability) {
             let known = nvrtc.archs().iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
@@ -135,6 +167,13 @@ mod tests {
         assert_eq!(of(none), Some(0));
         assert_eq!(of(&format!("{none}\nptxas info    : Used 128 registers\n{some}")), Some(124));
         assert_eq!(of("ptxas info    : 63 bytes gmem"), None);
+    }
+
+    #[test]
+    fn hopper_files_are_for_hopper_alone() {
+        let names = |file| architectures(file).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(names("hopper_forward.cu"), "sm_90a");
+        assert_eq!(names("swiglu_fused_forward.cu"), "sm_80 sm_86 sm_89 sm_90a sm_100a sm_120");
     }
 
     #[test]

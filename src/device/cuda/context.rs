@@ -30,6 +30,29 @@ pub struct Chip {
     pub shared_per_block: usize,
     /// Bytes of shared memory of a multiprocessor.
     pub shared_per_multiprocessor: usize,
+    /// Bytes of L2 cache.
+    pub l2_bytes: usize,
+    /// Whether the kernels for Hopper run on it (TMA, wgmma, clusters).
+    pub hopper: bool,
+}
+
+impl Chip {
+    /// A large chip for tests and tables: NVIDIA's H200.
+    pub const H200: Chip = Chip {
+        multiprocessors: 132,
+        shared_per_block: 227 << 10,
+        shared_per_multiprocessor: 228 << 10,
+        l2_bytes: 50 << 20,
+        hopper: true,
+    };
+    /// A small one: a laptop's, of the Ada generation.
+    pub const LAPTOP: Chip = Chip {
+        multiprocessors: 20,
+        shared_per_block: 99 << 10,
+        shared_per_multiprocessor: 100 << 10,
+        l2_bytes: 24 << 20,
+        hopper: false,
+    };
 }
 
 /// A device's context and stream. It lives as long as anything on the device does.
@@ -90,6 +113,8 @@ impl Context {
             multiprocessors: gpu.multiprocessors as usize,
             shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             shared_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+            l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+            hopper: gpu.is_hopper(),
         };
         let (held, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Ok(Arc::new(Context { gpu, chip, device, context, stream, side, held, peak }))

@@ -19,6 +19,18 @@ pub struct Gpu {
     pub multiprocessors: i32,
 }
 
+impl Gpu {
+    /// Whether it runs machine code for sm_90a: compute capability 9.0 and no other.
+    pub fn is_hopper(&self) -> bool {
+        self.capability == (9, 0)
+    }
+
+    /// Which of the product kernels it is given, for people.
+    pub fn kernel_family(&self) -> &'static str {
+        if self.is_hopper() { "Hopper kernels: TMA + wgmma" } else { "portable kernels: mma.sync" }
+    }
+}
+
 /// The driver, started.
 #[derive(Clone, Copy, Debug)]
 pub struct Driver(());

@@ -9,10 +9,11 @@
 //! | [`cache`] | cubins kept on disk |
 //! | [`driver`] | the driver and the devices that it shows |
 //! | [`context`], [`event`] | a device opened: its stream, memory, failures, time |
-//! | [`modules`] | kernels loaded and launched |
+//! | [`launch`], [`modules`] | what a launch is; kernels loaded and launched |
+//! | [`tensor_map`] | how Hopper's TMA finds the boxes of a matrix |
 //! | [`blas`] | cuBLAS |
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
-//! | [`tiles`] | which tile a product is given |
+//! | [`tiles`], [`hopper_tiles`] | which tile a product is given |
 //! | [`ops`], [`head`] | the operations of the network |
 //! | [`timing`] | device time of some work |
 //!
@@ -26,6 +27,8 @@ pub mod driver;
 pub mod event;
 pub mod graph;
 pub mod head;
+pub mod hopper_tiles;
+pub mod launch;
 pub mod library;
 pub mod log;
 pub mod modules;
@@ -33,6 +36,7 @@ pub mod nvrtc;
 pub mod ops;
 mod places;
 pub mod sources;
+pub mod tensor_map;
 pub mod tiles;
 pub mod timing;
 
@@ -55,7 +59,7 @@ use modules::{Arg, CompileTime, Grid, Modules};
 /// What the elements of a tensor on the device are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// IEEE single precision: all parameters, and the activations of fp32 and tf32.
+    /// IEEE single precision: all parameters, and the activations of all precisions but bf16.
     F32,
     /// bf16: activations and the copies of weights that products read.
     Bf16,
@@ -160,7 +164,7 @@ impl Cuda {
     /// What activations are kept in.
     pub fn element(&self) -> Element {
         match self.precision {
-            Precision::Fp32 | Precision::Tf32 => Element::F32,
+            Precision::Fp32 | Precision::Fp32Emulated | Precision::Tf32 => Element::F32,
             Precision::Bf16 => Element::Bf16,
         }
     }
@@ -212,12 +216,11 @@ impl Cuda {
 
     /// A kernel file in this precision, for rows that all start on 16 bytes or not.
     pub fn configuration(&self, file: &'static str, aligned: bool, more: &[(&'static str, u32)]) -> Configuration {
-        let products = file.starts_with("swiglu_fused");
-        let precision = match self.precision {
-            Precision::Fp32 => 0,
-            // Without a product, TF32 is fp32: the same elements, the same code, compiled once.
-            Precision::Tf32 => u32::from(products),
-            Precision::Bf16 => 2,
+        let products = file.starts_with("swiglu_fused") || file.starts_with("hopper");
+        let precision = match self.element() {
+            // Without a product these are one: the same elements, the same code, compiled once.
+            Element::F32 if !products => compile::define(Precision::Fp32),
+            Element::F32 | Element::Bf16 => compile::define(self.precision),
         };
         let (major, minor) = self.shared.context.gpu().capability;
         let defines = [&[("PRECISION", precision), ("ALIGNED", u32::from(aligned))], more].concat();
@@ -254,7 +257,7 @@ impl Cuda {
         if self.is_planning() {
             return Ok(grid.blocks);
         }
-        Ok(self.chip().multiprocessors * self.shared.modules.occupancy(configuration, name, grid)?.max(1))
+        self.shared.modules.resident_blocks(configuration, name, grid)
     }
 
     pub(crate) fn is_planning(&self) -> bool {

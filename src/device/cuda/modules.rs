@@ -12,43 +12,9 @@ use std::{
 
 use cudarc::driver::{result, sys};
 
+pub use super::launch::{Arg, Grid};
 use super::{cache::Cache, compile::Configuration, context::Context, nvrtc::Nvrtc};
 use crate::{Error, Kind, Result};
-
-/// A value that a kernel is given.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Arg {
-    /// An address on the device; 0 for none.
-    Pointer(u64),
-    /// `int`.
-    Int(i32),
-    /// `float`.
-    Float(f32),
-    /// `u64`.
-    Count(u64),
-}
-
-impl Arg {
-    /// Its bytes, little-endian in eight.
-    fn word(self) -> u64 {
-        match self {
-            Arg::Pointer(value) | Arg::Count(value) => value,
-            Arg::Int(value) => u64::from(value as u32),
-            Arg::Float(value) => u64::from(value.to_bits()),
-        }
-    }
-}
-
-/// How a kernel is launched.
-#[derive(Clone, Copy, Debug)]
-pub struct Grid {
-    /// Blocks.
-    pub blocks: usize,
-    /// Threads of each.
-    pub threads: usize,
-    /// Bytes of dynamic shared memory of each.
-    pub shared: usize,
-}
 
 /// A configuration and its machine code.
 type Compiled = (Configuration, Vec<u8>);
@@ -178,18 +144,31 @@ impl Modules {
         Ok(function)
     }
 
-    /// Blocks of `grid` that one multiprocessor holds at once.
+    /// Blocks of `grid` that the whole chip holds at once. Clusters are counted by the driver: a chip whose groups of
+    /// multiprocessors are of unequal size holds fewer than a division would give.
     ///
     /// # Errors
     /// When the kernel cannot be loaded.
-    pub fn occupancy(&self, configuration: &Configuration, name: &'static str, grid: Grid) -> Result<usize> {
+    pub fn resident_blocks(&self, configuration: &Configuration, name: &'static str, grid: Grid) -> Result<usize> {
+        grid.check(name)?;
         let function = self.function(configuration, name, grid.shared)?;
         self.context.bind()?;
+        let failed = |cause| self.context.failed(&format!("run {name}"), cause);
+        if grid.cluster > 1 {
+            let mut attributes = grid.attributes();
+            let config = grid.config(self.context.stream(), &mut attributes);
+            let mut clusters = 0;
+            // SAFETY: the function is loaded, and the attributes outlive the call.
+            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, function, &raw const config) }
+                .result()
+                .map_err(failed)?;
+            return Ok(clusters.max(1) as usize * grid.cluster);
+        }
         // SAFETY: the function is loaded.
         let blocks = unsafe {
             result::occupancy::max_active_block_per_multiprocessor(function, grid.threads as i32, grid.shared)
         };
-        Ok(blocks.map_err(|cause| self.context.failed(&format!("run {name}"), cause))?.max(0) as usize)
+        Ok(self.context.chip().multiprocessors * blocks.map_err(failed)?.max(1) as usize)
     }
 
     /// Puts a launch on the stream.
@@ -198,8 +177,8 @@ impl Modules {
     /// When the kernel cannot be loaded or launched. A failure inside it shows at the next synchronisation.
     ///
     /// # Safety
-    /// `args` are what the kernel declares, in its order, and every address is good for what it reads and writes until
-    /// the stream has come past the launch, and every graph that was captured from it is gone.
+    /// `args` are what the kernel declares, in its order, and every address (those in tensor maps too) is good for what it
+    /// reads and writes until the stream has come past the launch, and every graph that was captured from it is gone.
     pub unsafe fn launch(
         &self,
         configuration: &Configuration,
@@ -207,26 +186,25 @@ impl Modules {
         grid: Grid,
         args: &[Arg],
     ) -> Result<()> {
-        let blocks = u32::try_from(grid.blocks)
-            .ok()
-            .filter(|blocks| (1..=i32::MAX as u32).contains(blocks))
-            .ok_or_else(|| Error::shape(format!("{name}: {} blocks are not a grid", grid.blocks)))?;
+        grid.check(name)?;
         let function = self.function(configuration, name, grid.shared)?;
         self.context.bind()?;
-        let mut words: Vec<u64> = args.iter().map(|arg| arg.word()).collect();
-        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
-        // SAFETY: the caller vouches for the arguments; the function is loaded; the words outlive the call, which copies
-        // them. Little-endian, as every host of a GPU is, the first bytes of a word are the shorter argument.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (blocks, 1, 1),
-                (grid.threads as u32, 1, 1),
-                grid.shared as u32,
-                self.context.stream(),
-                &mut pointers,
-            )
-        }
-        .map_err(|cause| self.context.failed(&format!("launch {name}"), cause))
+        let stream = self.context.stream();
+        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+        let mut attributes = grid.attributes();
+        let outcome = if attributes.is_empty() {
+            let (blocks, threads) = ((grid.blocks as u32, 1, 1), (grid.threads as u32, 1, 1));
+            // SAFETY: the caller vouches for the arguments; the function is loaded; the arguments outlive the call, which
+            // copies them.
+            unsafe { result::launch_kernel(function, blocks, threads, grid.shared as u32, stream, &mut pointers) }
+        } else {
+            let config = grid.config(stream, &mut attributes);
+            // SAFETY: as above, and the attributes outlive the call too. Every driver of CUDA 12 has the function, and none
+            // older is used.
+            unsafe {
+                sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), std::ptr::null_mut()).result()
+            }
+        };
+        outcome.map_err(|cause| self.context.failed(&format!("launch {name}"), cause))
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 const PARTIALS: usize = 1024;
 
 pub(super) fn grid(blocks: usize, threads: usize) -> Grid {
-    Grid { blocks, threads, shared: 0 }
+    Grid::new(blocks, threads, 0)
 }
 
 /// A dimension, as kernels take it.

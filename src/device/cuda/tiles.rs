@@ -37,6 +37,8 @@ const T128X128: Tile = tile(128, 128, (2, 2), 1, 3, 2);
 const T128X128_W8: Tile = tile(128, 128, (2, 4), 1, 6, 1);
 const T128X128_K2: Tile = tile(128, 128, (2, 2), 2, 6, 1);
 const T128X256: Tile = tile(128, 256, (2, 4), 1, 4, 1);
+// Emulated fp32 has the tiles of tensor cores whose warps own 32 x 64, 64 x 32 or less: beside the sums of more there is no room for
+// split operands.
 // fp32 on the ordinary cores.
 const S64X64: Tile = tile(64, 64, (2, 2), 1, 3, 4);
 const S64X128: Tile = tile(64, 128, (1, 2), 1, 3, 3);
@@ -118,6 +120,12 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
             _ if S128X128.count(batch, cols) * 4 < sms => S64X64,
             _ => S128X128,
         },
+        // Three products for one: arithmetic counts, and blocks of eight warps or two of four keep it going.
+        Precision::Fp32Emulated => match batch {
+            _ if T64X128.count(batch, cols) * 2 < sms => T64X64,
+            129.. if T128X128_W8.count(batch, cols) * 4 >= sms * 3 => first_that_fits(chip, &[T128X128_W8, T64X128]),
+            _ => T64X128,
+        },
         Precision::Tf32 | Precision::Bf16 => {
             if batch > 128 && T128X256.count(batch, cols) * 9 >= sms * 4 {
                 first_that_fits(chip, &[T128X256, T128X128])
@@ -134,7 +142,7 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
     };
     let tiles = tile.count(batch, cols);
     let per_sm = match precision {
-        Precision::Fp32 => 2,
+        Precision::Fp32 | Precision::Fp32Emulated => 2,
         Precision::Tf32 => 1,
         // Small tiles of bf16 are short: a second block hides the wait of the first. A chip that is nearly full is left alone.
         Precision::Bf16 if tile == T64X64 && tiles * 4 < sms * 3 => 2,
@@ -156,6 +164,8 @@ pub fn backward_dx(
     let tile = match precision {
         Precision::Fp32 if batch > 512 && S128X128.count(batch, inputs) <= 2 * sms => S128X128,
         Precision::Fp32 => S64X128_W4,
+        Precision::Fp32Emulated if batch <= 128 => first_that_fits(chip, &[T64X128_W8, T64X128]),
+        Precision::Fp32Emulated => first_that_fits(chip, &[T128X128_W8, T64X128]),
         Precision::Tf32 | Precision::Bf16 => match batch {
             ..=128 => first_that_fits(chip, &[T64X128_W8, T64X128]),
             129..=512 if precision == Precision::Tf32 => first_that_fits(chip, &[T128X128_K2, T128X128]),
@@ -182,6 +192,7 @@ pub fn backward_dx(
 pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize, update: bool) -> Tile {
     let (small, large) = match precision {
         Precision::Fp32 => (S64X64, if update { S64X128_W4 } else { S128X128 }),
+        Precision::Fp32Emulated => (T64X64, first_that_fits(chip, &[T128X128_W8, T64X128])),
         Precision::Tf32 | Precision::Bf16 => (T64X64, T128X128),
     };
     let scarce = large.count(2 * hidden, inputs) < chip.multiprocessors;
@@ -193,8 +204,8 @@ pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden
 mod tests {
     use super::*;
 
-    const H200: Chip = Chip { multiprocessors: 132, shared_per_block: 227 << 10, shared_per_multiprocessor: 228 << 10 };
-    const LAPTOP: Chip = Chip { multiprocessors: 20, shared_per_block: 99 << 10, shared_per_multiprocessor: 100 << 10 };
+    const H200: Chip = Chip::H200;
+    const LAPTOP: Chip = Chip::LAPTOP;
 
     #[test]
     fn blocks_that_wait_for_each_other_fit_on_the_chip_at_once() {

@@ -6,10 +6,11 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use super::{Run, axis::Axis};
+use super::Run;
 use crate::{
     Result,
     report::{
+        axis::{Axis, mesh},
         canvas::{Figure, drawing, text},
         palette,
     },
@@ -189,9 +190,9 @@ const SWATCH: f64 = 38.0;
 const GAP: f64 = 28.0;
 
 impl Figure for Curves {
-    fn size(&self) -> (u32, u32) {
+    fn size(&self) -> Result<(u32, u32)> {
         let legend = self.legend_rows().len() as u32 * LEGEND_ROW + 18;
-        (WIDTH, HEADER + PANELS + legend)
+        Ok((WIDTH, HEADER + PANELS + legend))
     }
 
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: f64) -> Result<()> {
@@ -240,22 +241,7 @@ fn draw_panel<DB: DrawingBackend>(
         .y_label_area_size(px(68.0))
         .build_cartesian_2d(x.clone(), y.clone())
         .map_err(drawing)?;
-    chart
-        .configure_mesh()
-        .x_desc("epoch")
-        .y_desc(name)
-        .x_labels(x.ticks.len())
-        .y_labels(y.ticks.len())
-        .x_label_formatter(&|place| x.name(*place))
-        .y_label_formatter(&|place| y.name(*place))
-        .label_style(text(LABEL, scale))
-        .axis_desc_style(text(LABEL, scale))
-        .axis_style(palette::MUTED.stroke_width(px(1.0) as u32))
-        .bold_line_style(palette::GRID.stroke_width(px(1.0) as u32))
-        .light_line_style(TRANSPARENT)
-        .set_all_tick_mark_size(px(4.0))
-        .draw()
-        .map_err(drawing)?;
+    mesh(&mut chart, ("epoch", x), (name, y), LABEL, scale)?;
     for curve in curves {
         let style = stroke(curve.pen, curve.color, scale);
         for run in segments(curve, y) {

@@ -3,7 +3,6 @@
 //! On the left the loss, on the right the test accuracy, both by epoch. One run shows its training loss by step as well,
 //! and validation where images were held out; of several runs, the colour says which, and dashes mean training.
 
-mod axis;
 mod figure;
 #[cfg(test)]
 mod tests;

@@ -1,16 +1,21 @@
-//! The fused kernels on a GPU: kernels/swiglu_fused_forward.cu, swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
+//! The fused kernels on a GPU: Hopper's where they take the shape, else the portable ones, kernels/swiglu_fused_forward.cu,
+//! swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{super::reference::Dims, Keep};
+use super::{
+    super::reference::Dims,
+    Keep,
+    hopper::{self, Planes},
+};
 use crate::{
     Result,
     device::{
-        Layout, SgdStep,
+        Layout, Precision, SgdStep,
         cuda::{
             Cuda, Element,
             blas::Operand,
             context::Memory,
             modules::{
-                Arg::{Int, Pointer},
+                Arg::{self, Int, Pointer},
                 Grid,
             },
             ops::int,
@@ -28,24 +33,61 @@ pub struct Workspace {
     /// The batch of the last training forward, and whether its gates were saved.
     ready: Option<(usize, bool)>,
     element_bytes: usize,
+    /// x split in two, where the precision's products read it so: planes and factors, and the bytes of the last forward's.
+    planes: Option<(Memory, Memory)>,
+    plane_bytes: usize,
 }
 
 impl Workspace {
     /// Bytes kept between the forward and its backward.
     pub fn saved_bytes(&self, hidden: usize) -> usize {
         match self.ready {
-            Some((batch, true)) => 2 * batch * hidden * self.element_bytes,
-            _ => 0,
+            Some((batch, true)) => 2 * batch * hidden * self.element_bytes + self.plane_bytes,
+            Some((_, false)) => self.plane_bytes,
+            None => 0,
         }
     }
 
     /// Bytes held; scratch is the device's, shared by all layers.
     pub fn bytes(&self) -> usize {
-        self.gates.as_ref().map_or(0, Memory::bytes)
+        let planes = self.planes.as_ref().map_or(0, |(planes, factors)| planes.bytes() + factors.bytes());
+        self.gates.as_ref().map_or(0, Memory::bytes) + planes
+    }
+
+    /// Room for the planes of x (B, D), in the precision that splits it; of its own where a backward will read them, so that an
+    /// inference between the two does no harm.
+    pub(super) fn planes(&mut self, cuda: &Cuda, batch: usize, inputs: usize, keep: Keep) -> Result<Option<Planes>> {
+        if cuda.precision() != Precision::Fp32Emulated {
+            return Ok(None);
+        }
+        if keep == Keep::Nothing {
+            return Planes::in_scratch(cuda, ("planes of x", "factors of x"), (batch, inputs)).map(Some);
+        }
+        let (bytes, factors) = Planes::bytes(batch, inputs);
+        self.plane_bytes = bytes + factors;
+        if self.planes.as_ref().is_none_or(|(planes, down)| planes.bytes() < bytes || down.bytes() < factors) {
+            self.planes = Some((cuda.context().allocate(bytes)?, cuda.context().allocate(factors)?));
+        }
+        Ok(self.last_planes())
+    }
+
+    /// The planes that the last forward filled.
+    fn last_planes(&self) -> Option<Planes> {
+        self.planes.as_ref().map(|(planes, down)| Planes { hi: planes.pointer(), down: down.pointer() })
+    }
+
+    /// What a forward left.
+    pub(super) fn keep(&mut self, cuda: &Cuda, batch: usize, keep: Keep) {
+        self.element_bytes = cuda.element().bytes();
+        self.ready = match keep {
+            Keep::Nothing => None,
+            Keep::Inputs => Some((batch, false)),
+            Keep::Gates => Some((batch, true)),
+        };
     }
 
     /// Room for [g | u].
-    fn gates(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
+    pub(super) fn gates(&mut self, cuda: &Cuda, bytes: usize) -> Result<u64> {
         match &self.gates {
             Some(memory) if memory.bytes() >= bytes => Ok(memory.pointer()),
             _ => {
@@ -58,7 +100,8 @@ impl Workspace {
     }
 }
 
-fn sizes(dims: Dims) -> Result<[crate::device::cuda::modules::Arg; 3]> {
+/// B, D, H, as kernels take them last.
+pub(super) fn sizes(dims: Dims) -> Result<[Arg; 3]> {
     Ok([Int(int(dims.batch)?), Int(int(dims.inputs)?), Int(int(dims.hidden)?)])
 }
 
@@ -81,6 +124,9 @@ pub fn forward(
     workspace: &mut Workspace,
 ) -> Result<()> {
     const NAME: &str = "swiglu_fused_forward";
+    if hopper::takes(cuda, dims) {
+        return hopper::forward(cuda, dims, x, weight, z, keep, workspace);
+    }
     let Dims { batch, inputs, hidden } = dims;
     let (tile, mut splits) = tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     let count = tile.count(batch, 2 * hidden);
@@ -88,7 +134,7 @@ pub fn forward(
         let defines = [tile.defines(), vec![("K_SPLITS", splits as u32)]].concat();
         cuda.configuration("swiglu_fused_forward.cu", is_aligned(cuda, dims), &defines)
     };
-    let grid = |splits: usize| Grid { blocks: count * splits, threads: tile.threads(), shared: tile.shared(0) };
+    let grid = |splits: usize| Grid::new(count * splits, tile.threads(), tile.shared(0));
     let mut configuration = configure(splits);
     // Blocks of a tile wait for each other, so all must run at once; the rules see to it, this makes sure.
     if splits > 1 && cuda.resident_blocks(&configuration, NAME, grid(splits))? < count * splits {
@@ -111,12 +157,7 @@ pub fn forward(
     ];
     // SAFETY: the arguments are the kernel's; shapes were checked; counters are zero before and after.
     unsafe { cuda.launch(&configuration, NAME, grid(splits), &[&args[..], &sizes(dims)?].concat())? };
-    workspace.element_bytes = cuda.element().bytes();
-    workspace.ready = match keep {
-        Keep::Nothing => None,
-        Keep::Inputs => Some((batch, false)),
-        Keep::Gates => Some((batch, true)),
-    };
+    workspace.keep(cuda, batch, keep);
     Ok(())
 }
 
@@ -136,6 +177,10 @@ pub fn backward_dx(
     const NAME: &str = "swiglu_fused_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
+    let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
+    if hopper::takes(cuda, dims) {
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes())).map(Some);
+    }
     let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     // Saved gates are read, not multiplied: nothing is left to split.
     let splits = if saved { 1 } else { splits };
@@ -151,7 +196,7 @@ pub fn backward_dx(
     let rows = batch.div_ceil(tile.rows);
     let (columns_1, columns_2) = ((2 * hidden).div_ceil(tile.cols), inputs.div_ceil(dx_cols));
     let (pieces_1, pieces_2) = (rows * columns_1 * splits, rows * columns_2 * dx_splits);
-    let mut grid = Grid { blocks: 1, threads: tile.threads(), shared: tile.shared(dx_cols) };
+    let mut grid = Grid::new(1, tile.threads(), tile.shared(dx_cols));
     let multiprocessors = cuda.chip().multiprocessors;
     grid.blocks = if pieces_1.max(pieces_2) <= multiprocessors {
         multiprocessors
@@ -171,7 +216,7 @@ pub fn backward_dx(
     let args = [
         Pointer(cuda.expect_activation(NAME, "x", x)?),
         Pointer(cuda.expect_activation(NAME, "Wf", weight.operand())?),
-        Pointer(workspace.gates.as_ref().map_or(0, Memory::pointer)),
+        Pointer(gates.unwrap_or(0)),
         Pointer(cuda.expect_activation(NAME, "dz", dz)?),
         Pointer(dgates),
         Pointer(dx),
@@ -192,24 +237,22 @@ pub fn backward_dwf(
     cuda: &Cuda,
     dims: Dims,
     x: &Tensor,
-    dgates: u64,
+    (dgates, workspace): (u64, &Workspace),
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
+    if hopper::takes(cuda, dims) {
+        return hopper::backward_dwf(cuda, dims, x, (dgates, workspace.last_planes()), weight, step);
+    }
     let Dims { batch, inputs, hidden } = dims;
     let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
     let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
     let configuration = cuda.configuration("swiglu_fused_dwf.cu", is_aligned(cuda, dims), &defines);
-    let grid = Grid { blocks: tile.count(2 * hidden, inputs), threads: tile.threads(), shared: tile.shared(0) };
+    let grid = Grid::new(tile.count(2 * hidden, inputs), tile.threads(), tile.shared(0));
     let head = [Pointer(dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
     match step {
         Some(step) => {
-            let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
-            let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
-            let value = weight.value.cuda()?.memory.pointer();
-            let update = [Pointer(value), Pointer(velocity), Pointer(copy)];
-            let sgd = cuda.sgd_args(&step.for_param(weight.decays))?;
-            let args = [&head[..], &update, &sgd, &sizes(dims)?].concat();
+            let args = [&head[..], &update_args(cuda, weight, step)?, &sizes(dims)?].concat();
             // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone touches its weights.
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf_sgd", grid, &args) }
         }
@@ -220,6 +263,15 @@ pub fn backward_dwf(
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf", grid, &args) }
         }
     }
+}
+
+/// What a kernel that updates weights in place is given: weights, velocity, the copy that products read, and the step.
+pub(super) fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
+    let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
+    let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
+    let value = weight.value.cuda()?.memory.pointer();
+    let update = [Pointer(value), Pointer(velocity), Pointer(copy)];
+    Ok([&update[..], &cuda.sgd_args(&step.for_param(weight.decays))?].concat())
 }
 
 /// dWf by a library product, into the gradient's buffer.

@@ -2,15 +2,27 @@
 
 use std::ops::Range;
 
-use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
+use plotters::{
+    coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged},
+    prelude::*,
+};
+
+use super::{
+    canvas::{drawing, text},
+    palette,
+};
+use crate::Result;
 
 /// An axis in the units that are drawn: for a logarithmic one, those are decimal logarithms.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Axis {
+pub struct Axis {
+    /// Where it begins.
     pub low: f64,
+    /// Where it ends.
     pub high: f64,
     /// Positions of the grid lines and their names.
     pub ticks: Vec<(f64, String)>,
+    /// Whether its units are decimal logarithms.
     pub logarithmic: bool,
 }
 
@@ -48,10 +60,19 @@ impl Axis {
         if high / low < 8.0 {
             return Self::linear(0.0, high * 1.05, f64::INFINITY);
         }
+        Self::logarithmic(low, high)
+    }
+
+    /// Decimal logarithms from a little below `low` to a little above `high`.
+    pub fn logarithmic(low: f64, high: f64) -> Self {
         let (low, high) = (low.log10() - 0.05, high.log10() + 0.05);
         let decades = high - low;
-        // As many names as fit: 1, 2 and 5 of each decade, or 1 alone.
-        let digits: &[i32] = if decades <= 3.5 { &[1, 2, 5] } else { &[1] };
+        // As many names as fit: nearly all digits, 1, 2 and 5 of each decade, or 1 alone.
+        let digits: &[i32] = match decades {
+            ..=0.9 => &[1, 2, 3, 4, 5, 6, 8],
+            ..=3.5 => &[1, 2, 5],
+            _ => &[1],
+        };
         let every = (decades / 8.0).ceil().max(1.0) as i32;
         let ticks = (low.floor() as i32..=high.ceil() as i32)
             .filter(|exponent| exponent % every == 0)
@@ -80,7 +101,7 @@ impl Axis {
     }
 
     /// From the last tick at or below `low` to the first at or above `high`, but not above `limit`.
-    fn linear(low: f64, high: f64, limit: f64) -> Self {
+    pub fn linear(low: f64, high: f64, limit: f64) -> Self {
         let step = step(high - low, 6);
         let low = (low / step + 1e-9).floor() * step;
         let high = ((high / step - 1e-9).ceil() * step).min(limit);
@@ -88,6 +109,33 @@ impl Axis {
         let ticks = multiples(low, high, step).map(|tick| (tick, format!("{tick:.decimals$}"))).collect();
         Axis { low, high, ticks, logarithmic: false }
     }
+}
+
+/// Draws grid, ticks and names of two axes; text is of `size`.
+pub fn mesh<DB: DrawingBackend>(
+    chart: &mut ChartContext<'_, DB, Cartesian2d<Axis, Axis>>,
+    (x_name, x): (&str, &Axis),
+    (y_name, y): (&str, &Axis),
+    size: f64,
+    scale: f64,
+) -> Result<()> {
+    let px = |units: f64| (units * scale) as i32;
+    chart
+        .configure_mesh()
+        .x_desc(x_name)
+        .y_desc(y_name)
+        .x_labels(x.ticks.len())
+        .y_labels(y.ticks.len())
+        .x_label_formatter(&|place| x.name(*place))
+        .y_label_formatter(&|place| y.name(*place))
+        .label_style(text(size, scale))
+        .axis_desc_style(text(size, scale))
+        .axis_style(palette::MUTED.stroke_width(px(1.0) as u32))
+        .bold_line_style(palette::GRID.stroke_width(px(1.0) as u32))
+        .light_line_style(TRANSPARENT)
+        .set_all_tick_mark_size(px(4.0))
+        .draw()
+        .map_err(drawing)
 }
 
 impl Ranged for Axis {

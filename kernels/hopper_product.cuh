@@ -1,0 +1,457 @@
+// Hopper's product of a weight (rows, M) with a batch (columns, N), summed over K: D (M, N) = A (M, K) B (K, N). What the three Hopper kernels share.
+//
+// The weight takes the 64-row side of wgmma and the batch the N side, so that a batch of 64 fills a tile of 64 and needs no more of the chip than it is.
+//
+// A block: one warp that feeds a ring of stages by TMA, and WARPGROUPS warpgroups that multiply, each M_TILES times 64 rows of A by all N columns.
+// A cluster of SPLITS * SHARE_A * SHARE_B blocks:
+//   SPLITS   blocks take ranges of K of the same tile and add up through each other's shared memory, in a fixed order (results do not depend on timing)
+//   SHARE_A  blocks with the same rows and other columns: each loads a part of A's tile, and the copy engine hands it to all
+//   SHARE_B  blocks with the same columns and other rows, likewise for B
+//
+// A stage is 128 bytes of K for 16-bit operands (64 elements). What the precisions do with it:
+//   PRECISION 2  bf16: wgmma reads both operands in shared memory.
+//   PRECISION 1  TF32: K is 32 elements, which the copy engine rounds to nearest on their way (wgmma alone would truncate: twice the error, and with a sign).
+//                wgmma reads TF32 along K only; where A lies the other way it goes through registers.
+//   PRECISION 3  fp32-emulated: A is fp32 and split in registers, B is split in memory (hopper_split.cu): x = (hi + lo) 2^-s with hi, lo fp16, 22 bits together;
+//                hi hi + hi lo + lo hi on the tensor cores. For A, s belongs to a row and a stage (64 elements); for B to a whole row of the batch.
+//                Tensor cores truncate when they add; so a stage's 64 products start from zero, and ordinary fp32 adds the stages, times 2^-s.
+#pragma once
+#include "hopper_tma.cuh"
+#include "hopper_wgmma.cuh"
+
+#ifndef WARPGROUPS
+#define WARPGROUPS 2
+#define M_TILES 2
+#define BATCH_TILE 128
+#define RING_STAGES 4
+#define SPLITS 1
+#define SHARE_A 1
+#define SHARE_B 1
+#define MIN_BLOCKS 1
+#endif
+
+constexpr int CLUSTER = SPLITS * SHARE_A * SHARE_B;
+constexpr int ROWS = 64 * M_TILES * WARPGROUPS;  // of A, in a block's tile
+constexpr int COLS = BATCH_TILE;                 // of B
+constexpr int MULTIPLIERS = 128 * WARPGROUPS;    // threads that multiply
+constexpr int THREADS = MULTIPLIERS + 128;       // and a warpgroup that loads (one thread of it)
+constexpr int K_TILE = PRECISION == 1 ? 32 : 64; // of K in a stage
+constexpr int SUMS = COLS / 2;                   // a thread's sums of 64 rows
+constexpr bool SPLIT_FP32 = PRECISION == 3;
+constexpr int A_BYTES = ROWS * (SPLIT_FP32 ? 256 : 128), B_BYTES = COLS * (SPLIT_FP32 ? 256 : 128), STAGE_BYTES = A_BYTES + B_BYTES;
+constexpr int RING_BYTES = RING_STAGES * STAGE_BYTES;
+static_assert(RING_BYTES >= ROWS * COLS * 4 || SPLITS == 1, "sums of splits pass through the ring");
+
+// Which block of its cluster this is.
+struct Place {
+    u32 rank, split, a, b; // a: among those that share A; b: among those that share B
+};
+DEVICE Place place() {
+    if (CLUSTER == 1) return Place{0, 0, 0, 0};
+    const u32 rank = cluster_rank();
+    return Place{rank, rank % SPLITS, rank / SPLITS % SHARE_A, rank / (SPLITS * SHARE_A)};
+}
+// The blocks that get this block's part of A, and of B.
+DEVICE u32 sharers_of_a(const Place &p) {
+    u32 mask = 0;
+#pragma unroll
+    for (int i = 0; i < SHARE_A; i++) mask |= 1u << (p.split + SPLITS * (i + SHARE_A * p.b));
+    return mask;
+}
+DEVICE u32 sharers_of_b(const Place &p) {
+    u32 mask = 0;
+#pragma unroll
+    for (int i = 0; i < SHARE_B; i++) mask |= 1u << (p.split + SPLITS * (p.a + SHARE_A * i));
+    return mask;
+}
+
+// The ring: a barrier a stage that says it is full, and one that says it is empty, behind the stages in shared memory; and one that says that a tile's
+// results have left the ring's memory, which they pass through (persistent kernels).
+constexpr int BARRIER_BYTES = RING_STAGES * 16 + 16;
+struct Ring {
+    u32 stages;
+    int slot;
+    u32 parity;
+    DEVICE u32 a() const { return stages + slot * STAGE_BYTES; }
+    DEVICE u32 b() const { return a() + A_BYTES; }
+    DEVICE u32 full(int at) const { return stages + RING_BYTES + at * 16; }
+    DEVICE u32 empty(int at) const { return full(at) + 8; }
+    DEVICE u32 open() const { return full(RING_STAGES); }
+    DEVICE void next() {
+        if (++slot == RING_STAGES) slot = 0, parity ^= 1;
+    }
+};
+
+// Begins a block: barriers, and everyone in the cluster knows that they stand.
+DEVICE Ring start_ring(u32 stages) {
+    const Ring ring{stages, 0, 0};
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int s = 0; s < RING_STAGES; s++) {
+            barrier_init(ring.full(s), 1);
+            barrier_init(ring.empty(s), 4 * WARPGROUPS * (SHARE_A + SHARE_B - 1));
+        }
+        barrier_init(ring.open(), SHARE_A + SHARE_B - 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        fence_async();
+    }
+    if (CLUSTER > 1) {
+        cluster_arrive();
+        cluster_wait();
+    } else {
+        __syncthreads();
+    }
+    return ring;
+}
+
+// Feeds one stage: announces its bytes and lets `copies` issue them.
+template <class Copies> DEVICE void feed(Ring &ring, const Copies &copies) {
+    barrier_wait(ring.empty(ring.slot), ring.parity ^ 1);
+    const u32 full = ring.full(ring.slot);
+    barrier_expect(full, STAGE_BYTES);
+    copies(ring.a(), ring.b(), full);
+    ring.next();
+}
+
+// Arrives at `barrier` of every block that loads into this block's ring.
+DEVICE void tell_loaders(u32 barrier, const Place &p) {
+    if constexpr (SHARE_A * SHARE_B == 1) {
+        barrier_arrive(barrier);
+    } else {
+#pragma unroll
+        for (int i = 0; i < SHARE_A; i++) barrier_arrive_at(barrier, p.split + SPLITS * (i + SHARE_A * p.b));
+#pragma unroll
+        for (int i = 0; i < SHARE_B; i++)
+            if (i != (int)p.b) barrier_arrive_at(barrier, p.split + SPLITS * (p.a + SHARE_A * i));
+    }
+}
+// A warp is done with a stage.
+DEVICE void release(const Ring &ring, int slot, const Place &p) {
+    if ((threadIdx.x & 31) == 0) tell_loaders(ring.empty(slot), p);
+}
+// All threads that multiply: the tile's results have left the ring.
+DEVICE void reopen(const Ring &ring, const Place &p) {
+    fence_async(); // the memory is the copy engine's again
+    barrier_among(1, MULTIPLIERS);
+    if (threadIdx.x == 0) tell_loaders(ring.open(), p);
+}
+
+struct Sums {
+    float v[M_TILES][SUMS];
+};
+
+// A's registers for the TF32 and the split product. `A_MN`: rows of the tile in shared memory are K (32 elements of M each), else they are M.
+// Element (row, k) of the 64 rows from `tile` on.
+template <bool A_MN> DEVICE u32 element_address(u32 tile, int row, int k) {
+    if (A_MN) return tile + (row >> 5) * (K_TILE * 128) + k * 128 + ((((row & 31) >> 2) ^ (k & 7)) << 4) + (row & 3) * 4;
+    return tile + (k >> 5) * (ROWS * 128) + row * 128 + ((((k & 31) >> 2) ^ (row & 7)) << 4) + (k & 3) * 4;
+}
+DEVICE u32 load_shared(u32 address) {
+    u32 v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+    return v;
+}
+DEVICE float load_shared_float(u32 address) { return __uint_as_float(load_shared(address)); }
+// Two fp16 in one register, the first in the low half.
+DEVICE u32 pack_fp16(float first, float second) {
+    u32 out;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+    return out;
+}
+DEVICE void unpack_fp16(u32 v, float &first, float &second) {
+    asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}" : "=f"(first), "=f"(second) : "r"(v));
+}
+
+// One stage of the split product for 64 rows. `factor(k)`: what column k of A is multiplied by first.
+template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply_split(float (&sums)[SUMS], u32 a, u32 b, const Factor &factor) {
+    const int lane = threadIdx.x & 31, row = (threadIdx.x / 32 & 3) * 16 + lane / 4, k = lane % 4 * 2;
+    float v[4][2][4]; // step, row or row + 8, k: 0, 1, 8, 9
+    float most[2] = {0.f, 0.f};
+#pragma unroll
+    for (int s = 0; s < 4; s++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (A_MN) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) v[s][r][e] = load_shared_float(element_address<A_MN>(a, row + 8 * r, 16 * s + k + (e & 1) + 8 * (e >> 1)));
+            } else {
+#pragma unroll
+                for (int e = 0; e < 4; e += 2)
+                    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v[s][r][e]), "=f"(v[s][r][e + 1]) : "r"(element_address<A_MN>(a, row + 8 * r, 16 * s + k + 4 * e)) : "memory");
+            }
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                v[s][r][e] *= factor(16 * s + k + (e & 1) + 8 * (e >> 1));
+                most[r] = fmaxf(most[r], fabsf(v[s][r][e]));
+            }
+        }
+    float down[2];
+    u32 hi[4][4], lo[4][4];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
+        most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
+        const u32 exponent = max(__float_as_uint(most[r]) >> 23, 15u); // so that the largest becomes 2^14 to 2^15; 2^-112 and less stay small
+        const float up = __uint_as_float((268u - exponent) << 23);
+        down[r] = __uint_as_float((exponent - 14u) << 23);
+#pragma unroll
+        for (int s = 0; s < 4; s++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float x = v[s][r][2 * h] * up, y = v[s][r][2 * h + 1] * up;
+                float xh, yh;
+                hi[s][r + 2 * h] = pack_fp16(x, y);
+                unpack_fp16(hi[s][r + 2 * h], xh, yh);
+                lo[s][r + 2 * h] = pack_fp16(x - xh, y - yh);
+            }
+    }
+    float part[SUMS];
+    const u32 low = b + B_BYTES / 2;
+    const auto at = [](u32 tile, int s) { return B_MN ? describe_mn_major(tile + s * 2048, K_TILE * 128) : describe_k_major(tile + s * 32); };
+    pin(part);
+    wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+        wgmma<B_MN>(part, lo[s], at(b, s), s > 0, fp16());
+        wgmma<B_MN>(part, hi[s], at(low, s), true, fp16());
+    }
+#pragma unroll
+    for (int s = 0; s < 4; s++) wgmma<B_MN>(part, hi[s], at(b, s), true, fp16());
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(part);
+#pragma unroll
+    for (int j = 0; j < SUMS; j++) sums[j] = fmaf(part[j], down[j >> 1 & 1], sums[j]);
+}
+
+// Multiplies `tiles` stages, at least one, into the sums.
+template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, Ring &ring, int tiles, const Place &p, const Factor &factor) {
+    const int group = threadIdx.x / 128;
+    constexpr u32 A64 = A_MN ? (SPLIT_FP32 ? 64 * 256 : 64 * 128) : 64 * 128; // bytes between 64 rows of A
+    if constexpr (PRECISION == 2 || (PRECISION == 1 && !A_MN)) {
+        const auto issue = [&](bool add) { // the first product of all overwrites what the sums were
+            barrier_wait(ring.full(ring.slot), ring.parity);
+            const u32 a = ring.a() + group * M_TILES * A64, b = ring.b();
+            wgmma_fence();
+#pragma unroll
+            for (int s = 0; s < 4; s++)
+#pragma unroll
+                for (int m = 0; m < M_TILES; m++) {
+#if PRECISION == 2
+                    const u64 from_a = A_MN ? describe_mn_major(a + m * A64 + s * 2048, A64) : describe_k_major(a + m * A64 + s * 32);
+                    const u64 from_b = B_MN ? describe_mn_major(b + s * 2048, K_TILE * 128) : describe_k_major(b + s * 32);
+                    wgmma<A_MN, B_MN>(sums.v[m], from_a, from_b, add || s > 0, bf16());
+#else
+                    wgmma(sums.v[m], describe_k_major(a + m * A64 + s * 32), describe_k_major(b + s * 32), add || s > 0, float());
+#endif
+                }
+            wgmma_commit();
+        };
+        issue(false);
+        for (int tile = 1; tile < tiles; tile++) {
+            const int last = ring.slot;
+            ring.next();
+            issue(true);
+            wgmma_wait<1>(); // the stage before is done with once this one's products are all that is under way
+            release(ring, last, p);
+        }
+        wgmma_wait<0>();
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++) pin(sums.v[m]);
+        release(ring, ring.slot, p);
+        ring.next();
+    } else {
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+            for (int j = 0; j < SUMS; j++) sums.v[m][j] = 0.f;
+        for (int tile = 0; tile < tiles; tile++) {
+            barrier_wait(ring.full(ring.slot), ring.parity);
+            const u32 a = ring.a() + group * M_TILES * A64, b = ring.b();
+#if PRECISION == 1
+            const int lane = threadIdx.x & 31, row = (threadIdx.x / 32 & 3) * 16 + lane / 4, k = lane % 4;
+            u32 fragments[M_TILES][4][4];
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+                for (int s = 0; s < 4; s++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) fragments[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row + 8 * (e & 1), 8 * s + k + 4 * (e >> 1)));
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) pin(sums.v[m]);
+            wgmma_fence();
+#pragma unroll
+            for (int s = 0; s < 4; s++)
+#pragma unroll
+                for (int m = 0; m < M_TILES; m++) wgmma(sums.v[m], fragments[m][s], describe_k_major(b + s * 32), true, float());
+            wgmma_commit();
+            wgmma_wait<0>();
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) pin(sums.v[m]);
+#elif PRECISION == 3
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) multiply_split<A_MN, B_MN>(sums.v[m], a + m * A64, b, [&](int at) { return factor(tile * K_TILE + at); });
+#endif
+            release(ring, ring.slot, p);
+            ring.next();
+        }
+    }
+}
+struct One {
+    DEVICE float operator()(int) const { return 1.f; }
+};
+
+// The range of K tiles of a split; the host sees to it that none is empty.
+DEVICE void split_tiles(int k, u32 split, int &begin, int &end) {
+    const int tiles = (k + K_TILE - 1) / K_TILE, each = (tiles + SPLITS - 1) / SPLITS;
+    begin = min((int)split * each, tiles);
+    end = min(begin + each, tiles);
+}
+
+// Hands each sum to `use(m, j, s)`: 64 rows m of the warpgroup, 8 columns j, four sums as a thread of wgmma holds them. With SPLITS each block of the
+// cluster gets an equal share of the columns, summed over the splits in their order. The threads that multiply call it, and those that load call
+// finish_beside(), because the whole cluster takes part. The ring's memory is free when `ready()` is called, before the first use.
+constexpr int SHARE_COLS = COLS / SPLITS; // columns that a block finishes
+template <class Ready, class Use> DEVICE void finish(const Sums &sums, const Ring &ring, const Place &p, const Ready &ready, const Use &use) {
+    constexpr int EIGHTS = COLS / 8, SHARE = EIGHTS / SPLITS;
+    static_assert(EIGHTS % SPLITS == 0, "every split finishes as many columns");
+    if constexpr (SPLITS == 1) {
+        barrier_among(1, MULTIPLIERS); // everyone has read the last stage
+        ready();
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+            for (int j = 0; j < EIGHTS; j++) use(m, j, make_float4(sums.v[m][4 * j], sums.v[m][4 * j + 1], sums.v[m][4 * j + 2], sums.v[m][4 * j + 3]));
+    } else {
+        cluster_arrive(); // everyone's ring is free
+        cluster_wait();
+        constexpr int PART = M_TILES * SHARE * MULTIPLIERS * 16; // bytes that one block sends another
+#pragma unroll
+        for (int to = 0; to < SPLITS; to++) {
+            const u32 there = cluster_address(ring.stages + p.split * PART + threadIdx.x * 16, p.rank - p.split + to);
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+                for (int j = 0; j < SHARE; j++) {
+                    const float *v = sums.v[m] + 4 * (to * SHARE + j);
+                    cluster_store(there + (m * SHARE + j) * MULTIPLIERS * 16, v[0], v[1], v[2], v[3]);
+                }
+        }
+        cluster_arrive();
+        cluster_wait();
+        float4 total[M_TILES][SHARE];
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+            for (int j = 0; j < SHARE; j++) {
+                float4 t = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+                for (int from = 0; from < SPLITS; from++) {
+                    float4 v;
+                    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                                 : "r"(ring.stages + from * PART + threadIdx.x * 16 + (m * SHARE + j) * MULTIPLIERS * 16) : "memory");
+                    t.x += v.x, t.y += v.y, t.z += v.z, t.w += v.w;
+                }
+                total[m][j] = t;
+            }
+        barrier_among(1, MULTIPLIERS); // all have read
+        ready();
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+            for (int j = 0; j < SHARE; j++) use(m, j, total[m][j]);
+    }
+}
+DEVICE void finish_beside() {
+    if (SPLITS > 1) {
+        cluster_arrive();
+        cluster_wait();
+        cluster_arrive();
+        cluster_wait();
+    }
+}
+
+// A tile on its way from sums to memory, where a row is one image: `Staging` keeps it in the ring's shared memory, one row a column of the product.
+// `WIDTH` elements a row; rows are 16 bytes longer so that they start on other banks.
+template <class E, int WIDTH> struct Staging {
+    static constexpr int PITCH = WIDTH * (int)sizeof(E) + 16;
+    static constexpr int BYTES = SHARE_COLS * PITCH;
+    u32 base;
+    // Sums of 8 rows x 8 columns, as a warp holds them (two a thread), of element `at` on (a multiple of 8), images 8 `j` and on.
+    DEVICE void put(int at, int j, float first, float second) const {
+        const int lane = threadIdx.x & 31;
+        if constexpr (sizeof(E) == 2) {
+            const u32 address = base + (8 * j + (lane & 7)) * PITCH + at * 2;
+            asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(pack_bf16(first, second)) : "memory");
+        } else {
+            const u32 address = base + (8 * j + lane % 4 * 2) * PITCH + (at + lane / 4) * 4;
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(first) : "memory");
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(address + PITCH), "f"(second) : "memory");
+        }
+    }
+    DEVICE void get(int at, int j, float &first, float &second) const {
+        const int lane = threadIdx.x & 31;
+        if constexpr (sizeof(E) == 2) {
+            u32 pair;
+            const u32 address = base + (8 * j + (lane & 7)) * PITCH + at * 2;
+            asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(pair) : "r"(address) : "memory");
+            first = __uint_as_float(pair << 16), second = __uint_as_float(pair & 0xffff0000u);
+        } else {
+            const u32 address = base + (8 * j + lane % 4 * 2) * PITCH + (at + lane / 4) * 4;
+            first = load_shared_float(address), second = load_shared_float(address + PITCH);
+        }
+    }
+    // All threads that multiply: 16 bytes each, whole rows. Rows of the matrix in memory have `pitch` elements, `cols` of them from `col0` on exist.
+    DEVICE void write(E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
+        constexpr int N = 16 / (int)sizeof(E), CHUNKS = WIDTH / N;
+        for (int i = threadIdx.x; i < SHARE_COLS * CHUNKS; i += MULTIPLIERS) {
+            const int row = i / CHUNKS, chunk = i % CHUNKS;
+            uint4 v;
+            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(base + row * PITCH + chunk * 16) : "memory");
+            if (row0 + row < rows && col0 + chunk * N < cols) *(uint4 *)(matrix + offset(row0 + row, pitch) + col0 + chunk * N) = v;
+        }
+    }
+    DEVICE void read(const E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
+        constexpr int N = 16 / (int)sizeof(E), CHUNKS = WIDTH / N;
+#pragma unroll 4
+        for (int i = threadIdx.x; i < SHARE_COLS * CHUNKS; i += MULTIPLIERS) {
+            const int row = i / CHUNKS, chunk = i % CHUNKS;
+            uint4 v = make_uint4(0u, 0u, 0u, 0u);
+            if (row0 + row < rows && col0 + chunk * N < cols) v = load16(matrix + offset(row0 + row, pitch) + col0 + chunk * N);
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(base + row * PITCH + chunk * 16), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+        }
+    }
+};
+
+// Which tile of A's rows and of the batch a cluster has. Groups of GROUP batch tiles go together, so that weights and activations of what runs at once
+// stay in L2.
+struct TilePlace {
+    int a, b;
+};
+DEVICE TilePlace tile_place(u32 index, u32 tiles_a, u32 tiles_b) {
+    constexpr u32 GROUP = 16;
+    const u32 group = index / (GROUP * tiles_a), first = group * GROUP, width = min(tiles_b - first, GROUP), within = index - first * tiles_a;
+    return TilePlace{(int)(within / width), (int)(first + within % width)};
+}
+
+// Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
+// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA.
+DEVICE void grid_arrive(u32 *counter) {
+    fence_async(); // the copy engine will read what this thread wrote
+    __threadfence();
+    barrier_among(1, MULTIPLIERS);
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(counter, 1u);
+    }
+}
+DEVICE void grid_wait(const u32 *counter) {
+    u32 seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    } while (seen < gridDim.x);
+    fence_async();
+}
+struct Nothing {
+    DEVICE void operator()() const {}
+};

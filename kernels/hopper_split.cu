@@ -1,0 +1,14 @@
+// x (rows, columns) fp32 -> hi, lo (rows, columns) fp16 and down (rows), x = (hi + lo) * down: activations for fp32-emulated; see hopper_split.cuh.
+//
+// Reads     x twice, the second time from L2
+// Writes    planes: hi, then lo, each (rows, columns); down
+// Launches  1, a block of 256 threads a row
+#include "hopper_split.cuh"
+
+extern "C" __global__ void __launch_bounds__(256) hopper_split(const float *x, u16 *planes, float *down, int rows, int columns) {
+    __shared__ float most[8];
+    wait_for_last();
+    const int row = blockIdx.x;
+    split_row<256>(x + offset(row, columns), planes + offset(row, columns), planes + offset(row + rows, columns), down + row, columns, most);
+    let_next_start();
+}

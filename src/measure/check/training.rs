@@ -1,0 +1,301 @@
+//! Whether whole steps of training are right: a few steps of a small network, with every term of SGD counting, against the
+//! same steps in f64. What is compared is the change of each parameter over all steps, and the loss of each step.
+
+use std::sync::{Arc, OnceLock};
+
+use super::{
+    Check,
+    network::{Network, Params},
+};
+use crate::{
+    Result,
+    data::{CLASSES, MEAN, PIXELS, STD, Split},
+    device::{
+        Device, Rows, SgdStep,
+        cuda::{Cuda, log::Log},
+    },
+    model::{
+        Activations, Mlp, MlpConfig,
+        checkpoint::{Array, Arrays, names},
+    },
+    rng::{self, Purpose, normal, uniform},
+    swiglu::{
+        Entry, Gates, LayerConfig, Pass, Precision,
+        reference::{Dims, relative_error},
+    },
+};
+
+/// Shapes and depths that are checked: more images than one tile holds and rows of any length; rows of whole 16 bytes. D differs
+/// from H.
+pub const NETWORKS: &[(Dims, usize)] = &[
+    (Dims { batch: 150, inputs: 67, hidden: 101 }, 1),
+    (Dims { batch: 150, inputs: 67, hidden: 101 }, 2),
+    (Dims { batch: 136, inputs: 96, hidden: 64 }, 1),
+    (Dims { batch: 136, inputs: 96, hidden: 64 }, 2),
+];
+
+/// Whole batches; one more step has what is left of the images.
+const FULL_STEPS: usize = 3;
+
+/// The error that is still right: four times that of a layer.
+///
+/// A gradient at the stem has come through up to 2 (depth + 2) = 8 products, each as wrong as [`Precision::bound`] allows and in its
+/// own way: 8^1/2, about 3 times that. The steps that follow start from weights that are wrong already; on four steps with small
+/// changes that adds less than the first. Operands rounded as tf32 and bf16 round them leave the worst parameter below half of this
+/// bound, and whatever is lost by a mistake is above twice that of bf16, the loosest: tests/training_mutants.rs shows both.
+pub fn bound(precision: Precision) -> f64 {
+    4.0 * precision.bound()
+}
+
+/// How steps are taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recipe {
+    /// Name of the pass in [`Check`], and of the pass that replays it from a graph.
+    pub names: [&'static str; 2],
+    /// The optimiser; the learning rate is another in each step.
+    pub sgd: SgdStep,
+    /// Bound of the norm of all gradients.
+    pub clip_norm: Option<f32>,
+}
+
+const SGD: SgdStep =
+    SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 0.02, nesterov: true, scale: 1.0, device_scale: false };
+
+/// Nesterov's momentum, with SGD wherever a kernel has it in its epilogue; then plain momentum on clipped gradients, which
+/// wait for the norm of all of them.
+pub const RECIPES: [Recipe; 2] = [
+    Recipe { names: ["steps", "replayed"], sgd: SGD, clip_norm: None },
+    Recipe {
+        names: ["steps-clipped", "replayed-clipped"],
+        sgd: SgdStep { nesterov: false, ..SGD },
+        clip_norm: Some(0.5),
+    },
+];
+
+/// What a run of steps came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// All weights after the last step.
+    pub weights: Arrays,
+    /// The mean loss of each step.
+    pub losses: Vec<f32>,
+}
+
+/// Weights and losses after the steps, by the reference.
+pub type Expected = (Params, Vec<f64>);
+
+/// A network, images and learning rates, and what the reference makes of them.
+#[derive(Clone, Debug)]
+pub struct TrainingCase {
+    /// B, D, H.
+    pub dims: Dims,
+    /// SwiGLU layers.
+    pub depth: usize,
+    /// More images than are used, in no order.
+    pub images: Split,
+    /// The images of each step, one step after the other.
+    pub order: Vec<u32>,
+    /// The learning rate of each step.
+    pub rates: Vec<f32>,
+    /// Weights before the first step; no bias is zero.
+    pub weights: Arrays,
+    /// Momentum before the first step, about as large as the gradients.
+    pub velocities: Arrays,
+    /// For each recipe, with frozen layers and with layers that learn: weights and losses after the steps.
+    want: [[OnceLock<Expected>; 2]; 2],
+}
+
+impl TrainingCase {
+    /// Random images, weights and velocities.
+    pub fn new(dims: Dims, depth: usize, seed: u64) -> TrainingCase {
+        let count = FULL_STEPS * dims.batch + dims.batch / 3;
+        // Three quarters of the pixels are empty, as in MNIST, so that the mean after normalisation is about zero.
+        let pixels = uniform(seed, Purpose::Operand(3), count * PIXELS, 1.0);
+        let images = pixels.iter().map(|p| (255.0 * (4.0 * p.abs() - 3.0).max(0.0)) as u8).collect();
+        let labels = (0..count).map(|i| (i * 7 % CLASSES) as u8).collect();
+        let weights: Arrays = names::expected(dims.inputs, dims.hidden, depth)
+            .into_iter()
+            .enumerate()
+            .map(|(index, (name, shape))| {
+                let scale = if shape.len() == 1 { 0.25 } else { (shape[1] as f32).powf(-0.5) };
+                let data = normal(seed, Purpose::Operand(100 + index as u32), shape.iter().product(), scale);
+                (name, Array { shape, data })
+            })
+            .collect();
+        let mut case = TrainingCase {
+            dims,
+            depth,
+            images: Split { images, labels },
+            order: rng::permutation(seed, 1, count),
+            rates: (0..=FULL_STEPS).map(|step| 0.2 * (1.0 + 0.5 * step as f32)).collect(),
+            velocities: Arrays::new(),
+            weights,
+            want: Default::default(),
+        };
+        let (x, labels) = case.batch(&case.order[..dims.batch]);
+        let (_, grads) = case.network(true, |value| value).gradients(&x, &labels);
+        case.velocities = case
+            .weights
+            .iter()
+            .zip(0..)
+            .map(|((name, Array { shape, data }), index)| {
+                let squares: f64 = grads[name].iter().map(|g| g * g).sum();
+                let scale = (squares / data.len() as f64).sqrt() as f32;
+                let data = normal(seed, Purpose::Operand(200 + index), data.len(), scale);
+                (name.clone(), Array { shape: shape.clone(), data })
+            })
+            .collect();
+        case
+    }
+
+    /// The reference of this case before its first step, with `rounding` on what products read.
+    pub fn network(&self, trains_layers: bool, rounding: fn(f64) -> f64) -> Network {
+        let wide = |arrays: &Arrays| {
+            arrays
+                .iter()
+                .map(|(name, array)| (name.clone(), array.data.iter().map(|&v| f64::from(v)).collect()))
+                .collect()
+        };
+        let Dims { inputs, hidden, .. } = self.dims;
+        let (weights, velocities) = (wide(&self.weights), wide(&self.velocities));
+        Network { inputs, hidden, depth: self.depth, trains_layers, weights, velocities, rounding }
+    }
+
+    /// All steps by the reference: weights and losses.
+    pub fn reference(&self, recipe: &Recipe, mut network: Network) -> Expected {
+        let steps = self.order.chunks(self.dims.batch).zip(&self.rates).map(|(rows, &lr)| {
+            let (x, labels) = self.batch(rows);
+            network.step(&x, &labels, &SgdStep { lr, ..recipe.sgd }, recipe.clip_norm)
+        });
+        let losses = steps.collect();
+        (network.weights, losses)
+    }
+
+    /// Normalised pixels (B, 784) and labels of some images.
+    fn batch(&self, rows: &[u32]) -> (Vec<f64>, Vec<u8>) {
+        let (mean, deviation) = (f64::from(MEAN), f64::from(STD));
+        let pixels = rows.iter().flat_map(|&row| &self.images.images[row as usize * PIXELS..][..PIXELS]);
+        let x = pixels.map(|&pixel| (f64::from(pixel) / 255.0 - mean) / deviation).collect();
+        (x, rows.iter().map(|&row| self.images.labels[row as usize]).collect())
+    }
+
+    /// The error of each parameter's change and of the losses, by name. A parameter that must not change is wrong without
+    /// end when it does.
+    pub fn errors(&self, recipe: &Recipe, trains_layers: bool, got: &Outcome) -> Vec<(String, f64)> {
+        let index = RECIPES.iter().position(|known| known == recipe).unwrap_or(0);
+        let (weights, losses) = self.want[index][usize::from(trains_layers)]
+            .get_or_init(|| self.reference(recipe, self.network(trains_layers, |value| value)));
+        let mut errors: Vec<(String, f64)> = self
+            .weights
+            .iter()
+            .map(|(name, start)| {
+                let change: Vec<f64> = weights[name].iter().zip(&start.data).map(|(w, &s)| w - f64::from(s)).collect();
+                let after = got.weights.get(name).map_or(&[][..], |array| &array.data);
+                let got: Vec<f32> = after.iter().zip(&start.data).map(|(after, before)| after - before).collect();
+                (name.clone(), relative_error(&got, &change))
+            })
+            .collect();
+        errors.push(("loss".into(), relative_error(&got.losses, losses)));
+        errors
+    }
+
+    /// All steps by an implementation; on a GPU, when `replayed`, from captured graphs.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn run(
+        &self,
+        entry: &'static Entry,
+        device: &Device,
+        (precision, gates): (Precision, Gates),
+        recipe: &Recipe,
+        replayed: bool,
+    ) -> Result<Outcome> {
+        let Dims { batch, inputs, hidden } = self.dims;
+        let layer = LayerConfig { device: device.clone(), inputs, hidden, gates, precision };
+        let mut model = Mlp::zeros(MlpConfig { entry, layer, depth: self.depth })?;
+        model.set_weights(&self.weights)?;
+        model.set_velocities(&self.velocities)?;
+        let images = device.images(self.images.clone())?;
+        let mut acts = model.activations(batch, Pass::Training)?;
+        let mut step = |acts: &mut Activations, rows: Rows<'_>, lr: f32| -> Result<f32> {
+            model.device().gather(&images, rows, &mut acts.batch)?;
+            Ok(model.step(acts, &SgdStep { lr, ..recipe.sgd }, recipe.clip_norm)?.tally.mean_loss() as f32)
+        };
+        let losses = match device {
+            Device::Cuda(cuda) if replayed => {
+                let cuda = cuda.with_precision(precision);
+                self.replay(&cuda, |rows| {
+                    step(&mut acts, rows, 0.0)?; // the rate is read from the log
+                    cuda.advance(true)
+                })?
+            }
+            _ => {
+                let steps = self.order.chunks(batch).zip(&self.rates);
+                steps.map(|(rows, &lr)| step(&mut acts, Rows::Listed(rows), lr)).collect::<Result<_>>()?
+            }
+        };
+        Ok(Outcome { weights: model.weights()?, losses })
+    }
+
+    /// The steps as an epoch on a GPU takes them: a graph of a whole batch, replayed, and one of what is left.
+    fn replay(&self, cuda: &Cuda, mut step: impl FnMut(Rows<'_>) -> Result<()>) -> Result<Vec<f32>> {
+        let (batch, images) = (self.dims.batch, self.order.len());
+        let last = Rows::At { first: FULL_STEPS * batch, count: images - FULL_STEPS * batch };
+        if cuda.is_planning() {
+            step(Rows::Next(batch))?;
+            step(last)?;
+            return Ok(Vec::new());
+        }
+        let log = Arc::new(Log::new(cuda.context(), self.rates.len(), images)?);
+        let whole = cuda.record(&log, || step(Rows::Next(batch)))?;
+        let rest = cuda.record(&log, || step(last))?;
+        log.begin(0, &self.order, &self.rates)?;
+        cuda.set_rate(self.rates[0])?;
+        (0..FULL_STEPS).try_for_each(|_| whole.replay())?;
+        rest.replay()?;
+        Ok(log.results(self.rates.len())?.0)
+    }
+}
+
+/// Checks whole steps of one implementation: each recipe, and on a GPU each once more from captured graphs. A [`Check`] shows the
+/// parameter that uses most of the bound.
+///
+/// # Errors
+/// When the implementation itself gives an error; a wrong result is a [`Check`] that is not `ok`.
+pub fn check_training(
+    entry: &'static Entry,
+    device: &Device,
+    precision: Precision,
+    gates: Gates,
+    case: &TrainingCase,
+) -> Result<Vec<Check>> {
+    let Dims { batch, inputs, hidden } = case.dims;
+    let bound = bound(precision);
+    let mut checks = Vec::new();
+    for recipe in &RECIPES {
+        let ways = if matches!(device, Device::Cuda(_)) { &[false, true][..] } else { &[false] };
+        for &replayed in ways {
+            let outcome = case.run(entry, device, (precision, gates), recipe, replayed)?;
+            let errors = case.errors(recipe, entry.trains_weight, &outcome);
+            let worst = errors.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
+            let (parameter, rel_err) = worst.unwrap_or_else(|| ("nothing".into(), f64::INFINITY));
+            checks.push(Check {
+                swiglu: entry.name,
+                device: device.name(),
+                precision,
+                gates,
+                pass: recipe.names[usize::from(replayed)],
+                batch,
+                inputs,
+                hidden,
+                depth: Some(case.depth),
+                parameter: Some(parameter),
+                rel_err,
+                bound,
+                ok: rel_err <= bound,
+            });
+        }
+    }
+    Ok(checks)
+}
