@@ -4,17 +4,14 @@
 mod keep;
 mod layer;
 mod page;
+mod pause;
 mod race;
 mod results;
 
 use std::{
-    io::{self, BufRead, IsTerminal, Write},
+    io::{self, IsTerminal},
     path::PathBuf,
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -22,6 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use self::{
     page::{Page, WIDTH},
+    pause::Enter,
     race::Finished,
 };
 use super::{compare::configuration, interrupt, out, train_output::Style};
@@ -38,6 +36,7 @@ use crate::{
         work::Pass,
     },
     swiglu::{self, Gates, reference::Dims},
+    train::footprint::Footprint,
 };
 
 /// The chapters.
@@ -71,12 +70,15 @@ pub fn run(args: DemoArgs) -> Result<()> {
     let place = keep::place(args.out.as_deref())?;
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
     args.precision.check(&device)?;
+    let width = args.width.unwrap_or(if matches!(device, Device::Cuda(_)) { 2048 } else { 256 });
+    let compare = compare_args(&args, width);
+    for entry in swiglu::ALL {
+        Footprint::check(&configuration(&compare, entry, &device), &device)?;
+    }
     let dataset = data::load(&args.data)?;
     let stop = interrupt::watch("stopping")?;
-    let gpu = matches!(device, Device::Cuda(_));
-    let width = args.width.unwrap_or(if gpu { 2048 } else { 256 });
     let tour = Tour {
-        compare: compare_args(&args, width),
+        compare,
         dims: Dims { batch: BATCH as usize, inputs: width as usize, hidden: width as usize },
         bold: bold(),
         args,
@@ -142,9 +144,10 @@ impl Tour<'_> {
         })?;
         let (mut finished, mut layer) = (Vec::new(), None);
         let last = CHAPTERS.len() as u32;
+        let enter = self.args.pause.then(|| Enter::of(io::BufReader::new(io::stdin())));
         for chapter in self.args.chapter..=last {
-            if chapter > self.args.chapter && self.args.pause {
-                self.wait(chapter)?;
+            if let Some(enter) = enter.as_ref().filter(|_| chapter > self.args.chapter) {
+                enter.wait(CHAPTERS[chapter as usize - 1], || self.go_on())?;
             }
             if chapter > RACE && finished.is_empty() {
                 out::print_line(&format!("\nChapter {chapter} shows what chapter {RACE} measures, so first:"))?;
@@ -296,28 +299,5 @@ impl Tour<'_> {
             page.line(&format!("The tour took {:.0} seconds.", begin.elapsed().as_secs_f64()));
             Ok(())
         })
-    }
-
-    /// Waits for Enter before a chapter; Ctrl-C ends the wait.
-    fn wait(&self, chapter: u32) -> Result<()> {
-        let mut prompt = io::stderr();
-        // Nothing is left to ask when standard error is gone.
-        let _ = write!(prompt, "\n[Enter: {}]", CHAPTERS[chapter as usize - 1]);
-        let _ = prompt.flush();
-        let (send, receive) = mpsc::channel();
-        thread::spawn(move || {
-            let mut line = String::new();
-            // Whoever waited may have gone.
-            let _ = send.send(io::stdin().lock().read_line(&mut line));
-        });
-        loop {
-            self.go_on()?;
-            match receive.recv_timeout(Duration::from_millis(50)) {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => return Err(Error::new(Kind::Io, "cannot read a key").because(error)),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
-            }
-        }
     }
 }
