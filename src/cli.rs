@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValu
 
 use crate::swiglu;
 use crate::{
-    measure::{timer::Cache, work},
+    measure::{peers::Peer, timer::Cache, work},
     model::schedule::Schedule,
     swiglu::{Gates, Precision},
 };
@@ -42,6 +42,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Train several implementations from one seed, an epoch of each in turn, and compare what they cost and buy
     Compare(CompareArgs),
+    /// A guided tour in under a minute: the layer, a live race, where the time goes, which one to use
+    Demo(DemoArgs),
     /// Write a page with tables and advice from the records of bench and compare
     Report(ReportArgs),
     /// Print a completion script for a shell
@@ -380,6 +382,12 @@ pub struct BenchArgs {
     /// Seed of the random operands
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    /// Measure peers on the same work after our own cases: all that are installed, or those named
+    ///
+    /// PyTorch with Liger-Kernel, torch.compile and the bare product, with python3, or what the environment variable
+    /// MNIST_SWIGLU_PYTHON names. What is not installed is left out, unless it was named. Nothing is downloaded.
+    #[arg(long, value_enum, num_args = 0.., value_name = "NAME,..", value_delimiter = ',')]
+    pub peers: Option<Vec<Peer>>,
     /// Folder of the records (bench.jsonl, appended to) [default: reports/measured]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -431,12 +439,53 @@ pub struct CompareArgs {
     /// Seed of weights and order
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
+    /// Measure epochs of peers after our own: all that are installed, or those named
+    ///
+    /// PyTorch with Liger-Kernel, torch.compile, and JAX, with python3, or what the environment variable
+    /// MNIST_SWIGLU_PYTHON names. What is not installed is left out, unless it was named. Nothing is downloaded.
+    #[arg(long, value_enum, num_args = 0.., value_name = "NAME,..", value_delimiter = ',')]
+    pub peers: Option<Vec<Peer>>,
     /// Folder of the records (compare.jsonl, appended to) [default: reports/measured]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// The records on standard output, one JSON object a line
     #[arg(long)]
     pub json: bool,
+    /// Where the data is.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where the work is done.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Flags of `demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Wait for Enter between chapters, for a lecture
+    #[arg(long)]
+    pub pause: bool,
+    /// Begin with chapter N: 1 the layer, 2 ways to run it, 3 the race, 4 frozen weights, 5 where the time goes,
+    /// 6 which one to use, 7 the report
+    ///
+    /// What it shows is measured first.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=7))]
+    pub chapter: u32,
+    /// Folder of the report at the end, absent or empty; the default is a new one under reports/measured/
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// D and H, the layer's inputs and outputs [default: 256 on a CPU; 2048 on a GPU]
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub width: Option<u32>,
+    /// Passes over the training images in the race
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub epochs: u32,
+    /// Precision of the products
+    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
+    pub precision: Precision,
+    /// Seed of weights, order and operands
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
     /// Where the data is.
     #[command(flatten)]
     pub data: DataArgs,

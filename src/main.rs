@@ -34,6 +34,7 @@ fn run(command: Command) -> Result<()> {
         Command::Selftest(args) => commands::selftest::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Compare(args) => commands::compare::run(args),
+        Command::Demo(args) => commands::demo::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Completions(args) => commands::completions::run(args),
     }

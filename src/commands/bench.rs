@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::atomic::Ordering, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{interrupt, out};
+use super::{interrupt, out, peers};
 use crate::{
     Error, Kind, Result,
     cli::BenchArgs,
@@ -13,11 +13,12 @@ use crate::{
     measure::{
         case::Bench,
         peaks,
+        peers::{self as scripts, PeerCase, Script},
         record::{Case, Origin, Peaks, Record, Writer},
         timer::Cache,
         work::Pass,
     },
-    report::layer_table,
+    report::{layer_table, peer_table},
     swiglu::{self, Entry, Gates, Precision, reference::Dims},
 };
 
@@ -25,6 +26,11 @@ use crate::{
 pub const FILE: &str = "bench.jsonl";
 /// Where records go when nothing is said.
 pub const FOLDER: &str = "reports/measured";
+
+/// The scripts that measure peers on the same work.
+const SCRIPTS: &[Script] = &[Script::TorchLayer];
+/// The passes that they have.
+const PEER_PASSES: [Pass; 3] = [Pass::Forward, Pass::StepDx, Pass::Step];
 
 /// What is swept.
 struct Sweep {
@@ -43,6 +49,7 @@ struct Sweep {
 pub fn run(args: BenchArgs) -> Result<()> {
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
     let sweep = sweep(&args, &device)?;
+    let wanted = peers::wanted(args.peers.as_deref(), "bench", SCRIPTS)?;
     let stop = interrupt::watch("stopping after this case; what was measured is kept")?;
     let folder = args.out.unwrap_or_else(|| PathBuf::from(FOLDER));
     let mut writer = Writer::append(&folder, FILE, Origin::of(&device))?;
@@ -76,10 +83,23 @@ pub fn run(args: BenchArgs) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    if !args.json {
-        print(&cases, writer.path())?;
+    // Peers have no backward without its forward, and what a cold cache is they leave open.
+    let passes: Vec<&str> = PEER_PASSES.iter().filter(|pass| sweep.passes.contains(pass)).map(|p| p.name()).collect();
+    let mut found = Ok(Vec::new());
+    if !wanted.is_empty() && !passes.is_empty() {
+        let complete = |_, asked: &[_]| {
+            let mut arguments = scripts::arguments(&device, &sweep.shapes, &sweep.precisions, asked, args.seed);
+            arguments.push(("--pass", passes.join(",")));
+            arguments
+        };
+        let named = args.peers.as_ref().is_some_and(|named| !named.is_empty());
+        found = peers::measure(SCRIPTS, &wanted, named, complete, (&mut writer, args.json, &stop));
     }
-    outcome(&cases, stop.load(Ordering::Relaxed))
+    if !args.json {
+        print(&cases, found.as_deref().unwrap_or_default(), writer.path())?;
+    }
+    outcome(&cases, stop.load(Ordering::Relaxed))?;
+    found.map(|_| ())
 }
 
 fn outcome(cases: &[Case], stopped: bool) -> Result<()> {
@@ -179,9 +199,9 @@ fn keep(writer: &mut Writer, record: Record, json: bool, bar: &ProgressBar) -> R
     if json { bar.suspend(|| out::print_line(&line.to_json()?)) } else { Ok(()) }
 }
 
-fn print(cases: &[Case], path: &std::path::Path) -> Result<()> {
-    let cases: Vec<&Case> = cases.iter().collect();
-    for table in layer_table::tables(&cases) {
+fn print(cases: &[Case], peers: &[PeerCase], path: &std::path::Path) -> Result<()> {
+    let (cases, peers): (Vec<&Case>, Vec<&PeerCase>) = (cases.iter().collect(), peers.iter().collect());
+    for table in layer_table::tables(&cases).into_iter().chain(peer_table::tables(&peers, &cases, &[])) {
         out::print_line(&format!("\n{}", table.text().trim_end()))?;
     }
     out::print_line(&format!("\nrecords  {}", path.display()))

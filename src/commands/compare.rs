@@ -9,7 +9,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{bench::FOLDER, interrupt, out};
+use super::{bench::FOLDER, interrupt, out, peers};
 use crate::{
     Error, Kind, Result,
     cli::{CompareArgs, Preset},
@@ -18,11 +18,12 @@ use crate::{
     measure::{
         memory::Watch,
         mistakes,
+        peers::{self as scripts, Peer, PeerCase, Script},
         record::{Origin, Record, Training, Writer},
     },
     model::{Mlp, checkpoint::Checkpoint, checkpoint::Position, schedule::Schedule},
-    report::training_table,
-    swiglu::{self, Entry},
+    report::{peer_table, training_table},
+    swiglu::{self, Entry, reference::Dims},
     train::{
         config::{Config, NetworkConfig},
         footprint::Footprint,
@@ -35,15 +36,20 @@ use crate::{
 /// The file of its records.
 pub const FILE: &str = "compare.jsonl";
 
+/// The scripts that measure peers on the same work.
+const SCRIPTS: &[Script] = &[Script::TorchEpochs, Script::JaxEpochs];
+
 /// One training among those compared.
-struct Runner {
-    entry: &'static Entry,
-    config: Config,
-    trainer: Trainer,
-    epochs: Vec<Epoch>,
+pub(super) struct Runner {
+    pub(super) entry: &'static Entry,
+    pub(super) config: Config,
+    pub(super) trainer: Trainer,
+    pub(super) epochs: Vec<Epoch>,
     checkpoint: Option<Checkpoint>,
     peak_bytes: Option<u64>,
-    /// Wall time up to the end of each epoch: what all share before the first, and its own turns.
+    /// Wall time so far: what all share before the first turn, its making, and its own turns.
+    used: Duration,
+    /// The same at the end of each epoch.
     elapsed: Vec<Duration>,
 }
 
@@ -59,6 +65,7 @@ pub fn run(args: CompareArgs) -> Result<()> {
         [] => swiglu::ALL.to_vec(),
         names => names.iter().map(|name| swiglu::find(name)).collect::<Result<_>>()?,
     };
+    let wanted = peers::wanted(args.peers.as_deref(), "compare", SCRIPTS)?;
     let dataset = data::load(&args.data)?;
     let stop = interrupt::watch("stopping after this epoch; the epochs so far are kept")?;
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from(FOLDER));
@@ -77,15 +84,12 @@ pub fn run(args: CompareArgs) -> Result<()> {
                 break 'all;
             }
             // The first epoch of each comes with its making, so that the memory watched is its own.
-            let turn = Instant::now();
             let watch = (epoch == 1).then(|| Watch::start(&device));
             if runners.len() == index {
-                runners.push(Runner::new(configuration(&args, entry, &device), entry, &device, &dataset)?);
+                runners.push(Runner::new(configuration(&args, entry, &device), entry, &device, &dataset, shared)?);
             }
             let runner = &mut runners[index];
             runner.epoch(&bar)?;
-            let before = runner.elapsed.last().copied().unwrap_or(shared);
-            runner.elapsed.push(before + turn.elapsed());
             runner.peak_bytes = runner.peak_bytes.or_else(|| watch.and_then(|watch| watch.peak_bytes()));
         }
     }
@@ -101,18 +105,62 @@ pub fn run(args: CompareArgs) -> Result<()> {
         }
         trainings.push(training);
     }
+    let mut found = Ok(Vec::new());
+    if let (Some(first), false) = (trainings.first(), wanted.is_empty()) {
+        let frozen = [(true, "learn"), (false, "frozen")];
+        let weights: Vec<&str> =
+            frozen.iter().filter(|(learns, _)| trainings.iter().any(|t| t.trains_wf == *learns)).map(|w| w.1).collect();
+        let (config, folder) = (&first.configuration, dataset.dir.display().to_string());
+        let complete = |_, asked: &[Peer]| peer_arguments(&device, config, asked, &weights, &folder);
+        let named = args.peers.as_ref().is_some_and(|named| !named.is_empty());
+        found = peers::measure(SCRIPTS, &wanted, named, complete, (&mut writer, args.json, &stop));
+    }
     if !args.json {
-        let table = training_table::table(&trainings.iter().collect::<Vec<_>>());
-        out::print_line(&format!("\n{}\nrecords  {}", table.text(), writer.path().display()))?;
+        let all: Vec<&Training> = trainings.iter().collect();
+        let peers: Vec<&PeerCase> = found.iter().flatten().collect();
+        for table in [training_table::table(&all)].into_iter().chain(peer_table::tables(&peers, &[], &all)) {
+            out::print_line(&format!("\n{}", table.text().trim_end()))?;
+        }
+        out::print_line(&format!("\nrecords  {}", writer.path().display()))?;
     }
     if stop.load(Ordering::Relaxed) {
         return Err(Error::new(Kind::Interrupted, "interrupted; the epochs so far are kept"));
     }
-    Ok(())
+    found.map(|_| ())
+}
+
+/// What a script needs to train the same network for as long.
+fn peer_arguments(
+    device: &Device,
+    config: &Config,
+    asked: &[Peer],
+    weights: &[&str],
+    folder: &str,
+) -> Vec<(&'static str, String)> {
+    let NetworkConfig { width, hidden, .. } = config.network;
+    let dims = Dims { batch: config.batch_size, inputs: width, hidden };
+    let mut arguments = scripts::arguments(device, &[dims], &[config.precision], asked, config.seed);
+    arguments.extend([
+        ("--data", folder.to_owned()),
+        ("--epochs", config.epochs.to_string()),
+        ("--weights", weights.join(",")),
+        ("--lr", config.lr.to_string()),
+        ("--momentum", config.momentum.to_string()),
+        ("--weight-decay", config.weight_decay.to_string()),
+    ]);
+    arguments
 }
 
 impl Runner {
-    fn new(config: Config, entry: &'static Entry, device: &Device, dataset: &Dataset) -> Result<Runner> {
+    /// A training at its beginning. `shared` is the wall time that all of them share before it.
+    pub(super) fn new(
+        config: Config,
+        entry: &'static Entry,
+        device: &Device,
+        dataset: &Dataset,
+        shared: Duration,
+    ) -> Result<Runner> {
+        let begin = Instant::now();
         Footprint::check(&config, device)?;
         let model = Mlp::new(config.mlp(device)?, config.seed)?;
         let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
@@ -124,26 +172,44 @@ impl Runner {
             epochs: Vec::new(),
             checkpoint: None,
             peak_bytes: None,
+            used: shared + begin.elapsed(),
             elapsed: Vec::new(),
         })
+    }
+
+    /// Compiles and captures what a GPU needs, before the first step asks for it.
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        self.trainer.prepare()?;
+        self.used += begin.elapsed();
+        Ok(())
     }
 
     /// Trains one epoch: the loop is asked to stop when an epoch is over, and goes on there at the next call.
     fn epoch(&mut self, bar: &ProgressBar) -> Result<()> {
         let stop = AtomicBool::new(false);
-        let mut watcher = UntilEpoch { stop: &stop, bar, name: self.entry.name, epochs: &mut self.epochs };
+        let mut watcher = UntilEpoch { stop: &stop, bar, name: self.entry.name };
+        self.go_on(&mut watcher, &stop)?;
+        bar.inc(1);
+        Ok(())
+    }
+
+    /// Trains from where it is until `stop` is set, at the latest by the end of an epoch, or the last epoch is over.
+    pub(super) fn go_on(&mut self, watcher: &mut (dyn Observer + Send), stop: &AtomicBool) -> Result<()> {
+        let begin = Instant::now();
         let checkpoint = &mut self.checkpoint;
         let mut keep = |new: &Checkpoint| {
             *checkpoint = Some(new.clone());
             Ok(())
         };
-        self.trainer.run(u64::MAX, 0, &mut watcher, &stop, &mut keep)?;
-        bar.inc(1);
+        self.trainer.run(u64::MAX, 0, &mut (Epochs(&mut self.epochs), watcher), stop, &mut keep)?;
+        self.used += begin.elapsed();
+        self.elapsed.resize(self.epochs.len(), self.used);
         Ok(())
     }
 
     /// What the training came to.
-    fn finish(self, device: &Device, dataset: &Dataset, interleaved: usize) -> Result<Training> {
+    pub(super) fn finish(self, device: &Device, dataset: &Dataset, interleaved: usize) -> Result<Training> {
         let launches = |(own, library): (u32, u32)| own + library;
         let counts = &self.entry.launches;
         let (confusion, wrong) = match &self.checkpoint {
@@ -169,18 +235,28 @@ impl Runner {
     }
 }
 
+/// Keeps the epochs.
+struct Epochs<'a>(&'a mut Vec<Epoch>);
+
+impl Observer for Epochs<'_> {
+    fn on_event(&mut self, event: &Event) -> Result<()> {
+        if let Event::Epoch(epoch) = event {
+            self.0.push(epoch.clone());
+        }
+        Ok(())
+    }
+}
+
 /// Sets a flag when an epoch is over.
 struct UntilEpoch<'a> {
     stop: &'a AtomicBool,
     bar: &'a ProgressBar,
     name: &'static str,
-    epochs: &'a mut Vec<Epoch>,
 }
 
 impl Observer for UntilEpoch<'_> {
     fn on_event(&mut self, event: &Event) -> Result<()> {
-        if let Event::Epoch(epoch) = event {
-            self.epochs.push(epoch.clone());
+        if let Event::Epoch(_) = event {
             self.stop.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -194,7 +270,7 @@ impl Observer for UntilEpoch<'_> {
     }
 }
 
-fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) -> Config {
+pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) -> Config {
     let (width, batch) = match args.preset {
         Preset::Default => (512, 64),
         Preset::Seed => (2048, 64),

@@ -9,6 +9,7 @@
 //! | [`work`] | FLOP and bytes that a pass cannot do without, and the floor of its time |
 //! | [`case`] | one case of the microbenchmark: checked, then timed |
 //! | [`memory`] | the peak of a process's memory over a stretch of work |
+//! | [`peers`] | what others offer for the same work, measured by scripts |
 //! | [`mistakes`] | what a trained network gets wrong |
 //! | [`record`] | the one serialisable record, a JSON object a line |
 
@@ -17,6 +18,7 @@ pub mod check;
 pub mod memory;
 pub mod mistakes;
 pub mod peaks;
+pub mod peers;
 pub mod record;
 pub mod sampled;
 pub mod timer;

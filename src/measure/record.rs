@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{timer::Cache, work::Pass};
+use super::{peers::PeerCase, timer::Cache, work::Pass};
 use crate::{
     Error, Kind, Result,
     device::{Device, cuda::driver::Driver},
@@ -85,6 +85,8 @@ pub enum Record {
     Swiglu(Box<Case>),
     /// An end-to-end training.
     Train(Box<Training>),
+    /// A peer, on the same work.
+    Peer(Box<PeerCase>),
 }
 
 /// What the device can do at best in one precision.

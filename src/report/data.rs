@@ -2,6 +2,7 @@
 
 use crate::{
     measure::{
+        peers::PeerCase,
         record::{Case, Origin, Peaks, Record, Records, Training},
         timer::Cache,
         work::Pass,
@@ -16,6 +17,8 @@ pub struct Data {
     pub cases: Vec<Case>,
     /// Trainings of the network.
     pub trainings: Vec<Training>,
+    /// Peers on the same work.
+    pub peers: Vec<PeerCase>,
     /// What devices can do at best.
     pub peaks: Vec<Peaks>,
     /// Where the records come from.
@@ -25,12 +28,12 @@ pub struct Data {
 }
 
 impl Data {
-    /// The records in order. Records of a kind that is not drawn are left out.
+    /// The records in order.
     pub fn of(records: &Records) -> Data {
         let mut data = Data::default();
         let mut models: Vec<(&str, &str)> = Vec::new();
         for line in &records.lines {
-            let pair = (device(&line.record).unwrap_or_default(), line.origin.model.as_str());
+            let pair = (device(&line.record), line.origin.model.as_str());
             if !models.contains(&pair) {
                 models.push(pair);
             }
@@ -39,7 +42,7 @@ impl Data {
             if !data.origins.contains(&line.origin) {
                 data.origins.push(line.origin.clone());
             }
-            let Some(device) = device(&line.record) else { continue };
+            let device = device(&line.record);
             // Two machines that call their device the same: their numbers must not be mixed.
             let several = models.iter().filter(|(name, _)| *name == device).count() > 1;
             let name = if several { format!("{device} of {}", line.origin.model) } else { device.to_owned() };
@@ -50,20 +53,28 @@ impl Data {
     }
 
     fn add(&mut self, record: &Record, device: String) {
-        // No `match`: a record of another kind is of no concern here.
-        if let Record::Peaks(peaks) = record {
-            let peaks = Peaks { device, ..peaks.clone() };
-            self.peaks.retain(|old| (&old.device, old.precision) != (&peaks.device, peaks.precision));
-            self.peaks.push(peaks);
-        } else if let Record::Swiglu(case) = record {
-            let case = Case { device, ..(**case).clone() };
-            self.cases.retain(|old| !same_case(old, &case));
-            self.cases.push(case);
-        } else if let Record::Train(training) = record {
-            let mut training = (**training).clone();
-            training.configuration.device = device;
-            self.trainings.retain(|old| old.configuration != training.configuration);
-            self.trainings.push(training);
+        match record {
+            Record::Peaks(peaks) => {
+                let peaks = Peaks { device, ..peaks.clone() };
+                self.peaks.retain(|old| (&old.device, old.precision) != (&peaks.device, peaks.precision));
+                self.peaks.push(peaks);
+            }
+            Record::Swiglu(case) => {
+                let case = Case { device, ..(**case).clone() };
+                self.cases.retain(|old| !same_case(old, &case));
+                self.cases.push(case);
+            }
+            Record::Train(training) => {
+                let mut training = (**training).clone();
+                training.configuration.device = device;
+                self.trainings.retain(|old| old.configuration != training.configuration);
+                self.trainings.push(training);
+            }
+            Record::Peer(peer) => {
+                let peer = PeerCase { device, ..(**peer).clone() };
+                self.peers.retain(|old| !peer.same(old));
+                self.peers.push(peer);
+            }
         }
     }
 
@@ -119,15 +130,12 @@ impl Data {
     }
 }
 
-fn device(record: &Record) -> Option<&str> {
-    if let Record::Peaks(peaks) = record {
-        Some(&peaks.device)
-    } else if let Record::Swiglu(case) = record {
-        Some(&case.device)
-    } else if let Record::Train(training) = record {
-        Some(&training.configuration.device)
-    } else {
-        None
+fn device(record: &Record) -> &str {
+    match record {
+        Record::Peaks(peaks) => &peaks.device,
+        Record::Swiglu(case) => &case.device,
+        Record::Train(training) => &training.configuration.device,
+        Record::Peer(peer) => &peer.device,
     }
 }
 

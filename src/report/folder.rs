@@ -10,11 +10,14 @@ use super::{
     data::Data,
     layer_table, layout_table,
     page::Parts,
-    speedup_table, training_table,
+    peer_table, speedup_table, training_table,
 };
 use crate::{
     Error, Kind, Result, atomic,
-    measure::record::{Case, Origin, Records, Training},
+    measure::{
+        peers::PeerCase,
+        record::{Case, Origin, Records, Training},
+    },
 };
 
 /// Writes the report on `records` into `folder`, whose other files stay as they are.
@@ -47,12 +50,14 @@ pub fn parts(records: &Records) -> Result<Parts> {
     let data = Data::of(records);
     let cases: Vec<&Case> = data.cases.iter().collect();
     let trainings: Vec<&Training> = data.trainings.iter().collect();
+    let peers: Vec<&PeerCase> = data.peers.iter().collect();
     let mut tables: Vec<_> = speedup_table::table(&data).into_iter().collect();
     if !trainings.is_empty() {
         tables.push(training_table::table(&trainings));
     }
     tables.push(layout_table::table());
     tables.extend(layer_table::tables(&cases));
+    tables.extend(peer_table::tables(&peers, &cases, &trainings));
     let charts = charts::all(&data)
         .into_iter()
         .map(|chart: Chart| canvas::to_svg(&chart.picture).map(|svg| (chart, svg)))
@@ -97,8 +102,9 @@ fn subtitle(data: &Data) -> String {
         [day] => (*day).to_owned(),
         [first, .., last] => format!("{first} to {last}"),
     };
+    let peers = if data.peers.is_empty() { String::new() } else { format!(", {} cases of peers", data.peers.len()) };
     format!(
-        "Measured on {}, {days}: {} cases of the layer, {} trainings of MNIST.",
+        "Measured on {}, {days}: {} cases of the layer, {} trainings of MNIST{peers}.",
         machines.join(" and "),
         data.cases.len(),
         data.trainings.len()

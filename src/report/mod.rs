@@ -15,6 +15,7 @@ pub mod layout_table;
 pub mod mistakes;
 pub mod page;
 pub mod palette;
+pub mod peer_table;
 pub mod plot;
 pub mod speedup_table;
 pub mod table;

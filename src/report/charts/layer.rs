@@ -1,13 +1,14 @@
 //! Passes of the layer, warm caches: a chart for each pass, device and precision, a group for each shape.
 
-use super::{Chart, Picture, Section, add, alt, series};
+use super::{Chart, Picture, Section, add, alt, join, series};
 use crate::{
-    measure::{record::Case, work::Pass},
+    measure::{peers::Peer, record::Case, work::Pass},
     report::{
         bars::{Bar, Bars},
         data::{Data, best_gates, shape, shape_name},
         frame::Frame,
         layer_table::{gates_name, ratio},
+        peer_table::{self, same_pass},
         table::ms,
     },
     swiglu::{Precision, liger::LIGER_STYLE},
@@ -30,9 +31,15 @@ fn chart(data: &Data, device: &str, precision: Precision, pass: Pass) -> Option<
     for case in &best {
         add(&mut groups, shape_name(shape(case)), bar(case, ratio(case, &cases)));
     }
+    for peer in data.peers.iter().filter(|peer| cases.iter().any(|case| same_pass(peer, case))) {
+        if let Some(bar) = peer_table::bar(peer, peer.median_ms, peer.peer == Peer::Gemm) {
+            join(&mut groups, &shape_name((peer.batch, peer.inputs, peer.hidden)), bar);
+        }
+    }
     if groups.is_empty() {
         return None;
     }
+    let pale = groups.iter().flat_map(|(_, bars)| bars).any(|bar| bar.less_work);
     let samples = best.iter().filter(|c| c.ok).map(|c| c.samples).min().unwrap_or(0);
     let title = format!("{} ({device}, {})", pass.title(), precision.name());
     Some(Chart {
@@ -44,10 +51,11 @@ fn chart(data: &Data, device: &str, precision: Precision, pass: Pass) -> Option<
             frame: Frame {
                 title,
                 subtitle: format!("median time with warm caches, n >= {samples}; thin line: p10 to p90"),
-                legend:
+                legend: format!(
                     "Black tick: the floor, max(FLOP / measured peak, bytes / measured bandwidth). In brackets: times \
-                         liger-style's speed on equal work. Each group has its own scale."
-                        .into(),
+                     liger-style's speed on equal work. Each group has its own scale.{}",
+                    if pale { " Pale: less work, the product alone." } else { "" }
+                ),
                 source: data.source(device),
             },
             groups,

@@ -152,6 +152,13 @@ fn add(groups: &mut Vec<(String, Vec<Bar>)>, heading: String, bar: Bar) {
     }
 }
 
+/// Puts a bar under a heading that is there already.
+fn join(groups: &mut [(String, Vec<Bar>)], heading: &str, bar: Bar) {
+    if let Some((_, bars)) = groups.iter_mut().find(|(name, _)| name == heading) {
+        bars.push(bar);
+    }
+}
+
 /// What bars show, in words.
 fn alt(what: &str, groups: &[(String, Vec<Bar>)]) -> String {
     let bars: usize = groups.iter().map(|(_, bars)| bars.len()).sum();

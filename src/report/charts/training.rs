@@ -1,12 +1,13 @@
 //! Whole trainings: time of an epoch and of inference with accuracy beside them, and the cost of accuracy.
 
-use super::{Chart, Picture, Section, add, alt, seconds, series};
+use super::{Chart, Picture, Section, add, alt, join, seconds, series};
 use crate::{
-    measure::record::Training,
+    measure::{peers::PeerCase, record::Training},
     report::{
         bars::{Bar, Bars},
         data::Data,
         frame::Frame,
+        peer_table::{self, same_epoch},
         table::ms,
         training_table::{self as end, GOALS},
     },
@@ -68,6 +69,16 @@ fn times(data: &Data, trainings: &[&Training], device: &str, precision: Precisio
         let setting = end::setting_name(config);
         add(&mut groups, format!("training, an epoch; {setting}"), bar);
         add(&mut groups, format!("inference, the test images; {setting}"), inference);
+    }
+    for peer in &data.peers {
+        let Some(training) = trainings.iter().find(|training| same_epoch(peer, training)) else { continue };
+        let setting = end::setting_name(&training.configuration);
+        if let Some(bar) = peer_table::bar(peer, peer.median_ms, !peer.trains_wf) {
+            join(&mut groups, &format!("training, an epoch; {setting}"), bar);
+        }
+        if let Some(bar) = peer_table::bar(&PeerCase { accuracy: None, ..peer.clone() }, peer.infer_ms, false) {
+            join(&mut groups, &format!("inference, the test images; {setting}"), bar);
+        }
     }
     if groups.is_empty() {
         return None;
