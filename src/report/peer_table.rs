@@ -242,7 +242,8 @@ mod tests {
         let wrong = PeerCase { ok: false, name: "wrong".into(), ..torch.clone() };
         let elsewhere = PeerCase { batch: 65, name: "elsewhere".into(), ..torch.clone() };
         let cases = vec![case("fast", 1.0), Case { batch: 128, ..case("fast", 1.0) }];
-        let data = Data { cases, peers: vec![torch, wrong, elsewhere], ..Data::default() };
+        let mut data = Data::default();
+        (data.cases, data.peers) = (cases, vec![torch, wrong, elsewhere]);
         let charts = charts::all(&data);
         let forward = charts.iter().find(|chart| chart.name == "forward").expect("a chart");
         let Picture::Bars(bars) = &forward.picture else { panic!("bars") };
