@@ -103,6 +103,11 @@ impl Case {
     /// one of the arithmetic, not of the rounding of what it was given.
     pub fn in_precision(dims: Dims, seed: u64, precision: Precision) -> Case {
         let operands = Operands::random(dims, seed).rounded(precision);
+        Case::of(dims, operands)
+    }
+
+    /// These operands, and the reference's results.
+    pub fn of(dims: Dims, operands: Operands) -> Case {
         let want = reference::swiglu(dims, &operands);
         Case { dims, operands, want }
     }

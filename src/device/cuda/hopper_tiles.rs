@@ -106,7 +106,10 @@ fn first_that_fills(
     sums: &[usize],
 ) -> HopperTile {
     let usable = || {
-        let fits = |tile: &&HopperTile| sums.iter().all(|&k| tile.splits_evenly(k, precision));
+        // Columns that do not exist cost as much as those that do.
+        let fits = |tile: &&HopperTile| {
+            tile.cols <= cols.next_multiple_of(64) && sums.iter().all(|&k| tile.splits_evenly(k, precision))
+        };
         tiles.iter().filter(fits).copied().map(|tile| tile.filled(precision))
     };
     usable()
@@ -224,6 +227,7 @@ mod tests {
         assert_eq!(forward(Precision::Bf16, 1024, 4096), (128, 256, 1));
         assert_eq!(forward(Precision::Tf32, 256, 2048), (128, 128, 2));
         assert_eq!(forward(Precision::Fp32Emulated, 256, 4096), (128, 128, 1));
+        assert_eq!(forward(Precision::Fp32Emulated, 64, 4096), (64, 64, 2));
         let dx = |precision, batch, width| shape(backward_dx(Chip::H200, precision, batch, width, width, true));
         assert_eq!(dx(Precision::Bf16, 64, 2048), (64, 64, 4));
         assert_eq!(dx(Precision::Tf32, 256, 4096), (128, 128, 2));
