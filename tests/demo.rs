@@ -39,6 +39,22 @@ fn the_whole_tour_ends_with_a_report() {
     assert_eq!(text.matches('\x1b').count(), 0);
     let records = std::fs::read_to_string(folder.join("tour/demo.jsonl")).expect("records");
     assert_eq!(records.matches(r#""bench":"train""#).count(), swiglu::ALL.len());
+    let read = mnist_swiglu::measure::record::read(&[folder.join("tour")]).expect("records");
+    for line in read.lines {
+        let mnist_swiglu::measure::record::Record::Train(training) = line.record else { continue };
+        let wall = &training.elapsed_ms;
+        let work: f64 = training.epochs.iter().map(|epoch| epoch.train_ms + epoch.infer_ms).sum();
+        assert_eq!(wall.len(), training.epochs.len());
+        assert!(wall[0] < wall[1] && wall[1] > work, "{wall:?} after {work} ms of work");
+    }
+    let read = mnist_swiglu::measure::record::read(&[folder.join("tour")]).expect("records");
+    for line in read.lines {
+        let mnist_swiglu::measure::record::Record::Train(training) = line.record else { continue };
+        let wall = &training.elapsed_ms;
+        let work: f64 = training.epochs.iter().map(|epoch| epoch.train_ms + epoch.infer_ms).sum();
+        assert_eq!(wall.len(), training.epochs.len());
+        assert!(wall[0] < wall[1] && wall[1] > work, "{wall:?} after {work} ms of work");
+    }
     // Its records are as good as any others.
     assert!(stdout(&run(&folder.0, "report tour --out again")).contains("again"));
     only(&folder, &["again", "bars", "tour"]);

@@ -147,7 +147,7 @@ impl Tour<'_> {
         let enter = self.args.pause.then(|| Enter::of(io::BufReader::new(io::stdin())));
         for chapter in self.args.chapter..=last {
             if let Some(enter) = enter.as_ref().filter(|_| chapter > self.args.chapter) {
-                enter.wait(CHAPTERS[chapter as usize - 1], || self.go_on())?;
+                enter.wait(&mut io::stderr(), CHAPTERS[chapter as usize - 1], || self.go_on())?;
             }
             if chapter > RACE && finished.is_empty() {
                 out::print_line(&format!("\nChapter {chapter} shows what chapter {RACE} measures, so first:"))?;

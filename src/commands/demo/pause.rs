@@ -38,18 +38,17 @@ impl Enter {
         Enter { lines }
     }
 
-    /// Waits for the next line before the chapter `name`; not at all when there is no more input. `go_on` is asked again and
-    /// again, and its error ends the wait.
+    /// Asks on `prompt`, and waits for the next line before the chapter `name`; not at all when there is no more input.
+    /// `go_on` is asked again and again, and its error ends the wait.
     ///
     /// # Errors
     /// Those of `go_on`, and when the input cannot be read.
-    pub fn wait(&self, name: &str, mut go_on: impl FnMut() -> Result<()>) -> Result<()> {
+    pub fn wait(&self, prompt: &mut impl Write, name: &str, mut go_on: impl FnMut() -> Result<()>) -> Result<()> {
         // What was typed before the question is no answer to it.
         for line in self.lines.try_iter() {
             line.map_err(unreadable)?;
         }
-        let mut prompt = io::stderr();
-        // Nothing is left to ask when standard error is gone.
+        // Nothing is left to ask when the terminal is gone.
         let _ = write!(prompt, "\n[Enter: {name}]");
         let _ = prompt.flush();
         loop {
@@ -78,7 +77,7 @@ mod tests {
         writeln!(write, "early").unwrap();
         writeln!(write).unwrap();
         thread::sleep(4 * LOOK);
-        let mut looks = 0;
+        let (mut looks, mut asked) = (0, Vec::new());
         let go_on = || {
             looks += 1;
             if looks == 3 {
@@ -86,12 +85,13 @@ mod tests {
             }
             Ok(())
         };
-        enter.wait("a chapter", go_on).unwrap();
+        enter.wait(&mut asked, "a chapter", go_on).unwrap();
         assert!(looks >= 3, "it waited for the line of its own: {looks}");
         // It ends when it is asked to, and does not wait for what cannot come.
-        let error = enter.wait("another", || Err(Error::usage("enough"))).unwrap_err();
+        let error = enter.wait(&mut asked, "another", || Err(Error::usage("enough"))).unwrap_err();
         assert!(error.to_string().contains("enough"));
         drop(write);
-        enter.wait("the last", || Ok(())).unwrap();
+        enter.wait(&mut asked, "the last", || Ok(())).unwrap();
+        assert_eq!(String::from_utf8(asked).unwrap().matches("[Enter: ").count(), 3);
     }
 }
