@@ -27,6 +27,14 @@ pub struct Data {
     sources: Vec<(String, Vec<String>)>,
 }
 
+/// Adds what was measured; in the place of the same measured before, so that the order stays that of the first.
+fn put<T>(all: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
+    match all.iter_mut().find(|old| same(old, &new)) {
+        Some(old) => *old = new,
+        None => all.push(new),
+    }
+}
+
 impl Data {
     /// The records in order.
     pub fn of(records: &Records) -> Data {
@@ -56,24 +64,20 @@ impl Data {
         match record {
             Record::Peaks(peaks) => {
                 let peaks = Peaks { device, ..peaks.clone() };
-                self.peaks.retain(|old| (&old.device, old.precision) != (&peaks.device, peaks.precision));
-                self.peaks.push(peaks);
+                put(&mut self.peaks, peaks, |a, b| (&a.device, a.precision) == (&b.device, b.precision));
             }
             Record::Swiglu(case) => {
                 let case = Case { device, ..(**case).clone() };
-                self.cases.retain(|old| !same_case(old, &case));
-                self.cases.push(case);
+                put(&mut self.cases, case, same_case);
             }
             Record::Train(training) => {
                 let mut training = (**training).clone();
                 training.configuration.device = device;
-                self.trainings.retain(|old| old.configuration != training.configuration);
-                self.trainings.push(training);
+                put(&mut self.trainings, training, |a, b| a.configuration == b.configuration);
             }
             Record::Peer(peer) => {
                 let peer = PeerCase { device, ..(**peer).clone() };
-                self.peers.retain(|old| !peer.same(old));
-                self.peers.push(peer);
+                put(&mut self.peers, peer, PeerCase::same);
             }
         }
     }

@@ -78,8 +78,12 @@ pub fn ms(value: f64) -> String {
         1
     } else if value >= 1.0 {
         2
-    } else {
+    } else if value >= 0.1 {
         3
+    } else if value >= 0.01 {
+        4
+    } else {
+        5
     };
     format!("{value:.decimals$}")
 }
@@ -100,6 +104,6 @@ mod tests {
 
     #[test]
     fn times_have_three_digits() {
-        assert_eq!([0.0123, 1.234, 12.34, 2345.6].map(ms), ["0.012", "1.23", "12.3", "2346"]);
+        assert_eq!([0.00523, 0.0123, 1.234, 12.34, 2345.6].map(ms), ["0.00523", "0.0123", "1.23", "12.3", "2346"]);
     }
 }
