@@ -371,58 +371,6 @@ DEVICE void finish_beside() {
     }
 }
 
-// A tile on its way from sums to memory, where a row is one image: `Staging` keeps it in the ring's shared memory, one row a column of the product.
-// `WIDTH` elements a row; rows are 16 bytes longer so that they start on other banks.
-template <class E, int WIDTH> struct Staging {
-    static constexpr int PITCH = WIDTH * (int)sizeof(E) + 16;
-    static constexpr int BYTES = SHARE_COLS * PITCH;
-    u32 base;
-    // Sums of 8 rows x 8 columns, as a warp holds them (two a thread), of element `at` on (a multiple of 8), images 8 `j` and on.
-    DEVICE void put(int at, int j, float first, float second) const {
-        const int lane = threadIdx.x & 31;
-        if constexpr (sizeof(E) == 2) {
-            const u32 address = base + (8 * j + (lane & 7)) * PITCH + at * 2;
-            asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(pack_bf16(first, second)) : "memory");
-        } else {
-            const u32 address = base + (8 * j + lane % 4 * 2) * PITCH + (at + lane / 4) * 4;
-            asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(first) : "memory");
-            asm volatile("st.shared.f32 [%0], %1;" ::"r"(address + PITCH), "f"(second) : "memory");
-        }
-    }
-    DEVICE void get(int at, int j, float &first, float &second) const {
-        const int lane = threadIdx.x & 31;
-        if constexpr (sizeof(E) == 2) {
-            u32 pair;
-            const u32 address = base + (8 * j + (lane & 7)) * PITCH + at * 2;
-            asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(pair) : "r"(address) : "memory");
-            first = __uint_as_float(pair << 16), second = __uint_as_float(pair & 0xffff0000u);
-        } else {
-            const u32 address = base + (8 * j + lane % 4 * 2) * PITCH + (at + lane / 4) * 4;
-            first = load_shared_float(address), second = load_shared_float(address + PITCH);
-        }
-    }
-    // All threads that multiply: 16 bytes each, whole rows. Rows of the matrix in memory have `pitch` elements, `cols` of them from `col0` on exist.
-    DEVICE void write(E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
-        constexpr int N = 16 / (int)sizeof(E), CHUNKS = WIDTH / N;
-        for (int i = threadIdx.x; i < SHARE_COLS * CHUNKS; i += MULTIPLIERS) {
-            const int row = i / CHUNKS, chunk = i % CHUNKS;
-            uint4 v;
-            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(base + row * PITCH + chunk * 16) : "memory");
-            if (row0 + row < rows && col0 + chunk * N < cols) *(uint4 *)(matrix + offset(row0 + row, pitch) + col0 + chunk * N) = v;
-        }
-    }
-    DEVICE void read(const E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
-        constexpr int N = 16 / (int)sizeof(E), CHUNKS = WIDTH / N;
-#pragma unroll 4
-        for (int i = threadIdx.x; i < SHARE_COLS * CHUNKS; i += MULTIPLIERS) {
-            const int row = i / CHUNKS, chunk = i % CHUNKS;
-            uint4 v = make_uint4(0u, 0u, 0u, 0u);
-            if (row0 + row < rows && col0 + chunk * N < cols) v = load16(matrix + offset(row0 + row, pitch) + col0 + chunk * N);
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(base + row * PITCH + chunk * 16), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-        }
-    }
-};
-
 // Which tile of A's rows and of the batch a cluster has. Groups of GROUP batch tiles go together, so that weights and activations of what runs at once
 // stay in L2.
 struct TilePlace {
@@ -432,25 +380,6 @@ DEVICE TilePlace tile_place(u32 index, u32 tiles_a, u32 tiles_b) {
     constexpr u32 GROUP = 16;
     const u32 group = index / (GROUP * tiles_a), first = group * GROUP, width = min(tiles_b - first, GROUP), within = index - first * tiles_a;
     return TilePlace{(int)(within / width), (int)(first + within % width)};
-}
-
-// Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
-// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA.
-DEVICE void grid_arrive(u32 *counter) {
-    fence_async(); // the copy engine will read what this thread wrote
-    __threadfence();
-    barrier_among(1, MULTIPLIERS);
-    if (threadIdx.x == 0) {
-        __threadfence();
-        atomicAdd(counter, 1u);
-    }
-}
-DEVICE void grid_wait(const u32 *counter) {
-    u32 seen;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (seen < gridDim.x);
-    fence_async();
 }
 struct Nothing {
     DEVICE void operator()() const {}

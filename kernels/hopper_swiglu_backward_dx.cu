@@ -13,8 +13,8 @@
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
 // `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16.
 // `state`: three u32, zero before and after. Grid: a multiple of CLUSTER, at most what runs at once.
-#include "hopper_product.cuh"
 #include "hopper_split.cuh"
+#include "hopper_staging.cuh"
 
 #ifndef SAVED_GATES
 #define SAVED_GATES 1
@@ -23,6 +23,25 @@ constexpr int PLANES = SPLIT_FP32 ? 2 : 1;
 #if !SAVED_GATES
 constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
+
+// Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
+// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA.
+DEVICE void grid_arrive(u32 *counter) {
+    fence_async(); // the copy engine will read what this thread wrote
+    __threadfence();
+    barrier_among(1, MULTIPLIERS);
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(counter, 1u);
+    }
+}
+DEVICE void grid_wait(const u32 *counter) {
+    u32 seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    } while (seen < gridDim.x);
+    fence_async();
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     hopper_swiglu_backward_dx(const __grid_constant__ TensorMap wf, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap wft, const __grid_constant__ TensorMap dgrad, const float *scale,
