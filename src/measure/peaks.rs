@@ -47,9 +47,9 @@ pub fn measure(device: &Device, precision: Precision) -> Result<Peaks> {
                 device: device.name(),
                 precision,
                 tflops: flops / 1e12,
-                memory_gbytes_per_s: cuda.copy_bytes_per_s(1 << 30)? / 1e9,
-                // 2 x 12 MiB stay in the L2 of every GPU that the kernels run on but the smallest.
-                cache_gbytes_per_s: cuda.copy_bytes_per_s(12 << 20)? / 1e9,
+                memory_gbytes_per_s: cuda.bytes_per_s(1 << 30)? / 1e9,
+                // 3 x 12 MiB stay in the L2 of every GPU that the kernels run on but the smallest.
+                cache_gbytes_per_s: cuda.bytes_per_s(12 << 20)? / 1e9,
             })
         }
     }
