@@ -38,6 +38,7 @@ constexpr int THREADS = MULTIPLIERS + 128;       // and a warpgroup that loads (
 constexpr int K_TILE = PRECISION == 1 ? 32 : 64; // of K in a stage
 constexpr int SUMS = COLS / 2;                   // a thread's sums of 64 rows
 constexpr bool SPLIT_FP32 = PRECISION == 3;
+constexpr int PLANES = SPLIT_FP32 ? 2 : 1;       // of an operand in a stage
 constexpr int A_BYTES = ROWS * (SPLIT_FP32 ? 256 : 128), B_BYTES = COLS * (SPLIT_FP32 ? 256 : 128), STAGE_BYTES = A_BYTES + B_BYTES;
 constexpr int RING_BYTES = RING_STAGES * STAGE_BYTES;
 static_assert(RING_BYTES >= ROWS * COLS * 4 || SPLITS == 1, "sums of splits pass through the ring");
@@ -81,6 +82,15 @@ struct Ring {
         if (++slot == RING_STAGES) slot = 0, parity ^= 1;
     }
 };
+
+// Registers go from the warpgroup that loads to those that multiply, where a block has a multiprocessor's.
+constexpr bool HANDS_REGISTERS = WARPGROUPS == 2 && MIN_BLOCKS == 1;
+DEVICE void become_loader() {
+    if constexpr (HANDS_REGISTERS) fewer_registers<40>();
+}
+DEVICE void become_multiplier() {
+    if constexpr (HANDS_REGISTERS) more_registers<232>();
+}
 
 // Begins a block: barriers, and everyone in the cluster knows that they stand.
 DEVICE Ring start_ring(u32 stages) {
@@ -162,6 +172,15 @@ DEVICE void unpack_fp16(u32 v, float &first, float &second) {
     asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}" : "=f"(first), "=f"(second) : "r"(v));
 }
 
+// The power of two that brings numbers up to `largest` into fp16 (it becomes 2^14 to 2^15; what is below 2^-112 stays small), and the one back.
+struct Scale {
+    float up, down;
+};
+DEVICE Scale scale_of(float largest) {
+    const u32 exponent = max(__float_as_uint(largest) >> 23, 15u);
+    return Scale{__uint_as_float((268u - exponent) << 23), __uint_as_float((exponent - 14u) << 23)};
+}
+
 // One stage of the split product for 64 rows. `factor(k)`: what column k of A is multiplied by first.
 template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply_split(float (&sums)[SUMS], u32 a, u32 b, const Factor &factor) {
     const int lane = threadIdx.x & 31, row = (threadIdx.x / 32 & 3) * 16 + lane / 4, k = lane % 4 * 2;
@@ -191,9 +210,9 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply_split(float (
     for (int r = 0; r < 2; r++) {
         most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
         most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
-        const u32 exponent = max(__float_as_uint(most[r]) >> 23, 15u); // so that the largest becomes 2^14 to 2^15; 2^-112 and less stay small
-        const float up = __uint_as_float((268u - exponent) << 23);
-        down[r] = __uint_as_float((exponent - 14u) << 23);
+        const Scale scale = scale_of(most[r]);
+        const float up = scale.up;
+        down[r] = scale.down;
 #pragma unroll
         for (int s = 0; s < 4; s++)
 #pragma unroll

@@ -21,14 +21,13 @@ template <int THREADS> DEVICE void split_row(const float *row, u16 *hi, u16 *lo,
     barrier_among(1, THREADS);
 #pragma unroll
     for (int w = 0; w < THREADS / 32; w++) largest = fmaxf(largest, most[w]);
-    const u32 exponent = max(__float_as_uint(largest) >> 23, 15u);
-    const float up = __uint_as_float((268u - exponent) << 23);
-    if (threadIdx.x == 0) *down = __uint_as_float((exponent - 14u) << 23);
+    const Scale scale = scale_of(largest);
+    if (threadIdx.x == 0) *down = scale.down;
     for (int i = threadIdx.x * 4; i < count; i += THREADS * 4) {
         float v[4], h[4];
         unpack16(load16_cg(row + i), v, 0.f);
 #pragma unroll
-        for (int e = 0; e < 4; e++) v[e] *= up;
+        for (int e = 0; e < 4; e++) v[e] *= scale.up;
         const u32 a = pack_fp16(v[0], v[1]), b = pack_fp16(v[2], v[3]);
         unpack_fp16(a, h[0], h[1]), unpack_fp16(b, h[2], h[3]);
         *(uint2 *)(hi + i) = make_uint2(a, b);

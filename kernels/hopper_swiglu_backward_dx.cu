@@ -19,7 +19,6 @@
 #ifndef SAVED_GATES
 #define SAVED_GATES 1
 #endif
-constexpr int PLANES = SPLIT_FP32 ? 2 : 1;
 #if !SAVED_GATES
 constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
@@ -66,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     wait_for_last();
 
     if (threadIdx.x >= MULTIPLIERS) {
-        if constexpr (WARPGROUPS == 2 && MIN_BLOCKS == 1) fewer_registers<40>();
+        become_loader();
         const bool loads = threadIdx.x == MULTIPLIERS; // the other threads only stand by where a cluster meets
         const u32 mask_a = sharers_of_a(p), mask_b = sharers_of_b(p);
         const auto load_batch = [&](const TensorMap &map, u32 b, u32 full, int k, int image) {
@@ -144,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             finish_beside();
         }
     } else {
-        if constexpr (WARPGROUPS == 2 && MIN_BLOCKS == 1) more_registers<232>();
+        become_multiplier();
         const int warp = threadIdx.x / 32;
         Sums sums;
 #if SAVED_GATES

@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     }
 #endif
     if (threadIdx.x >= MULTIPLIERS) {
-        if constexpr (WARPGROUPS == 2 && MIN_BLOCKS == 1) fewer_registers<40>();
+        become_loader();
         if (threadIdx.x == MULTIPLIERS) {
             for (int tile = 0; tile < tiles; tile++)
                 feed(ring, [&](u32 a, u32 b, u32 full) {
@@ -55,14 +55,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                         tma_load(b, x, full, k, col0);
                     } else {
 #pragma unroll
-                        for (int plane = 0; plane < (SPLIT_FP32 ? 2 : 1); plane++)
+                        for (int plane = 0; plane < PLANES; plane++)
 #pragma unroll
                             for (int block = 0; block < COLS / 64; block++) tma_load(b + plane * (COLS * 128) + block * (64 * 128), x, full, col0 + block * 64, k + plane * batch);
                     }
                 });
         }
     } else {
-        if constexpr (WARPGROUPS == 2 && MIN_BLOCKS == 1) more_registers<232>();
+        become_multiplier();
         // (2H, B) @ (B, D) -> (2H, D)
         Sums sums;
         multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });

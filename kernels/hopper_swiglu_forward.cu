@@ -31,13 +31,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 
     // [g | u]^T = Wf x^T: (2H, D) @ (D, B) -> (2H, B)
     if (threadIdx.x >= MULTIPLIERS) {
-        if constexpr (WARPGROUPS == 2 && MIN_BLOCKS == 1) fewer_registers<40>();
+        become_loader();
         if (threadIdx.x == MULTIPLIERS) {
             const u32 mask_a = sharers_of_a(p), mask_b = sharers_of_b(p);
             wait_for_last();
             for (int tile = begin; tile < end; tile++)
                 feed(ring, [&](u32 a, u32 b, u32 full) {
-                    constexpr int SLABS = UNITS / 8 / SHARE_A, BOX_ROWS = COLS / SHARE_B, PLANES = SPLIT_FP32 ? 2 : 1;
+                    constexpr int SLABS = UNITS / 8 / SHARE_A, BOX_ROWS = COLS / SHARE_B;
 #pragma unroll
                     for (int plane = 0; plane < PLANES; plane++) { // A: 32 elements of K a plane; B: hi, lo
                         const u32 to_a = a + plane * (ROWS * 128) + p.a * (SLABS * 2048), to_b = b + plane * (COLS * 128) + p.b * (BOX_ROWS * 128);
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         __syncwarp();
         finish_beside();
     } else {
-        if constexpr (WARPGROUPS == 2 && MIN_BLOCKS == 1) more_registers<232>();
+        become_multiplier();
         Sums sums;
         multiply<false, false>(sums, ring, end - begin, p, One());
         let_next_start();
