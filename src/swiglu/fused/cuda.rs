@@ -161,6 +161,17 @@ pub fn forward(
     Ok(())
 }
 
+/// Where a backward writes [dg | du] (B, 2H), in scratch, and dx (B, D), in scratch too when nobody wants it.
+pub(super) fn backward_outputs(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Tensor>) -> Result<(u64, u64)> {
+    let bytes = cuda.element().bytes();
+    let dgates = cuda.scratch("dgates", 2 * dims.batch * dims.hidden * bytes)?;
+    let dx = match dx {
+        Some(dx) => cuda.expect_activation(op, "dx", dx)?,
+        None => cuda.scratch("unwanted dx", dims.batch * dims.inputs * bytes)?,
+    };
+    Ok((dgates, dx))
+}
+
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. The address of
 /// [dg | du], good until the next backward; None when no training forward with this batch came before.
 ///
@@ -205,12 +216,7 @@ pub fn backward_dx(
     }
     .max(splits.max(dx_splits));
 
-    let bytes = cuda.element().bytes();
-    let dgates = cuda.scratch("dgates", 2 * batch * hidden * bytes)?;
-    let dx = match dx {
-        Some(dx) => cuda.expect_activation(NAME, "dx", dx)?,
-        None => cuda.scratch("unwanted dx", batch * inputs * bytes)?,
-    };
+    let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let sums_1 = if splits > 1 { rows * columns_1 * tile.rows * tile.cols * splits } else { 0 };
     let sums_2 = if dx_splits > 1 { rows * columns_2 * tile.rows * dx_cols * dx_splits } else { 0 };
     let args = [

@@ -5,7 +5,7 @@
 use super::{
     super::reference::Dims,
     Keep,
-    cuda::{Workspace, sizes},
+    cuda::{Workspace, backward_outputs, sizes},
 };
 use crate::{
     Result,
@@ -199,12 +199,7 @@ pub fn backward_dx(
     const NAME: &str = "hopper_swiglu_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
-    let bytes = cuda.element().bytes();
-    let dgates = cuda.scratch("dgates", 2 * batch * hidden * bytes)?;
-    let dx = match dx {
-        Some(dx) => cuda.expect_activation(NAME, "dx", dx)?,
-        None => cuda.scratch("unwanted dx", batch * inputs * bytes)?,
-    };
+    let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
     let x = cuda.expect_activation(NAME, "x", x)?;
     let images = tile.cols / tile.share_b;
