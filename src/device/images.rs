@@ -30,6 +30,14 @@ impl Images {
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
+
+    /// Images (N, 784) and labels (N), a byte each, on a GPU.
+    pub(crate) fn on_cuda(&self) -> Result<(&Memory, &Memory)> {
+        match &self.storage {
+            ImageStorage::Cuda { images, labels } => Ok((images, labels)),
+            ImageStorage::Cpu { .. } => Err(Error::shape("the images are not on a GPU")),
+        }
+    }
 }
 
 /// Which images a batch is made of.

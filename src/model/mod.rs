@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod evaluate;
 pub mod init;
+pub mod persistent;
 pub mod recorded;
 pub mod schedule;
 
@@ -121,6 +122,11 @@ impl Mlp {
             device,
             config,
         })
+    }
+
+    /// Its shapes, and how its layers compute.
+    pub fn config(&self) -> &MlpConfig {
+        &self.config
     }
 
     /// The implementation of its SwiGLU layers.

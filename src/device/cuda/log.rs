@@ -87,15 +87,15 @@ impl Log {
         &self.hits
     }
 
-    pub(super) fn step_pointer(&self) -> u64 {
+    pub(crate) fn step_pointer(&self) -> u64 {
         self.step.pointer()
     }
 
-    pub(super) fn order_pointer(&self) -> u64 {
+    pub(crate) fn order_pointer(&self) -> u64 {
         self.order.pointer()
     }
 
-    pub(super) fn rates_pointer(&self) -> u64 {
+    pub(crate) fn rates_pointer(&self) -> u64 {
         self.rates.pointer()
     }
 }

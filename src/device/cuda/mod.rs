@@ -330,6 +330,11 @@ impl Cuda {
         Ok([Arg::Pointer(rate), Arg::Pointer(scale)])
     }
 
+    /// Where kernels read the learning rate of the step in hand.
+    pub(crate) fn rate_pointer(&self) -> u64 {
+        self.shared.scalars.pointer()
+    }
+
     /// Writes one word in the order of the stream.
     fn fill(&self, pointer: u64, word: u32) -> Result<()> {
         let context = &self.shared.context;
