@@ -64,7 +64,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
                 }
             }
             Device::Cuda(cuda) => {
-                cuda.prepare(|| recorded::evaluate(&cuda, &mut model, &images, &mut acts, batch))?;
+                cuda.prepare(|| recorded::evaluate(&mut model, &images, &mut acts, batch))?;
                 let pass = Evaluation::new(&cuda, &mut model, &images, &mut acts, batch)?;
                 for _ in 0..=args.repeat {
                     let (pass, ms) = pass.run()?;

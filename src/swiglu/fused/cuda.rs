@@ -4,7 +4,7 @@
 use super::{
     super::reference::Dims,
     Keep,
-    hopper::{self, Planes},
+    hopper,
 };
 use crate::{
     Result,
@@ -14,6 +14,7 @@ use crate::{
             Cuda, Element,
             blas::Operand,
             context::Memory,
+            hopper::Planes,
             modules::{
                 Arg::{self, Int, Pointer},
                 Grid,
@@ -272,7 +273,7 @@ pub fn backward_dwf(
 }
 
 /// What a kernel that updates weights in place is given: weights, velocity, the copy that products read, and the step.
-pub(super) fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
+fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
     let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
     let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
     let value = weight.value.cuda()?.memory.pointer();
