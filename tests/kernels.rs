@@ -133,7 +133,7 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                     "hopper_swiglu_backward_dx.cu" => {
                         add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
                     }
-                    "hopper_swiglu_dwf.cu" => add(precision, with(dwf(chip, precision, batch, d, d, flag), "UPDATE")),
+                    "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
                     "hopper_linear.cu" => add(precision, forward(chip, precision, batch, 784, d / 2).defines()),
                     "hopper_weight_step.cu" => {
                         for (rows, cols) in [(d, 784), (2 * d, d)] {

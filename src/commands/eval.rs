@@ -33,6 +33,8 @@ struct Report {
     test_accuracy: f64,
     infer_ms: f64,
     images_per_s: f64,
+    /// Time of one batch, from its images to their losses: with `--batch-size 1` the latency of a single image.
+    batch_us: f64,
     confusion: Confusion,
 }
 
@@ -90,6 +92,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         test_accuracy: tally.accuracy(),
         infer_ms,
         images_per_s: images.len() as f64 / infer_ms * 1e3,
+        batch_us: infer_ms * 1e3 / images.len().div_ceil(batch) as f64,
         confusion,
     };
     if args.json {
@@ -113,6 +116,7 @@ fn text(report: &Report, repeat: u32) -> String {
         format!(
             "inference  {infer_ms:.1} ms for {images} images, {batch_size} at a time ({images_per_s:.0} images/s, median of {repeat})"
         ),
+        format!("latency    {:.1} us a batch of {batch_size}, one after the other", report.batch_us),
         String::new(),
         "confusion matrix: rows are labels, columns what the network said; zeros are dots".into(),
         format!("     {}", (0..CLASSES).map(|class| format!("{class:>6}")).collect::<String>()),

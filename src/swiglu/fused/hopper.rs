@@ -170,7 +170,7 @@ pub fn backward_dwf(
         let input = Input::of_batch(cuda, x, (batch, inputs), planes)?;
         return cuda.weight_step(dgates, batch, input, weight, None, step);
     }
-    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, false);
+    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     let k_tile = tile.k_tile(cuda.precision());
     let operand = match cuda.precision() {
         Precision::Tf32 => {
@@ -192,7 +192,7 @@ pub fn backward_dwf(
     };
     let down = planes.map_or(0, |planes| planes.down);
     let head = [Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?), Map(operand), Pointer(down)];
-    let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &[("UPDATE", 0)]);
+    let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &[]);
     let grid = grid(cuda, tile, (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols));
     let target = [Pointer(cuda.grad_of(weight)?.cuda()?.memory.pointer())];
     // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone writes its part of the gradient.
