@@ -150,6 +150,7 @@ mod tests {
             test_accuracy: 0.9,
             infer_ms: 2.0,
             images_per_s: 5000.0,
+            batch_us: 1000.0,
             confusion,
         };
         let text = text(&report, 3);
@@ -157,6 +158,7 @@ mod tests {
         assert_eq!(lines[0], "run/checkpoint.safetensors on mnist (fused-frozen, cpu, fp32)");
         assert_eq!(lines[1], "accuracy   90.00 %  (1 of 10 wrong)");
         assert_eq!(lines[3], "inference  2.0 ms for 10 images, 5 at a time (5000 images/s, median of 3)");
-        assert_eq!(lines[10], "   3      ·     ·     ·     9     ·     1     ·     ·     ·     ·");
+        assert_eq!(lines[4], "latency    1000.0 us a batch of 5, one after the other");
+        assert_eq!(lines[11], "   3      ·     ·     ·     9     ·     1     ·     ·     ·     ·");
     }
 }

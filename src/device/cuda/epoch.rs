@@ -75,8 +75,7 @@ impl Epoch {
 
     /// Images of the epoch from `place` on, as an operand.
     pub(super) fn input(&self, place: Place) -> Input {
-        let planes =
-            self.factors.as_ref().map(|factors| Planes { hi: self.x.pointer(), down: factors.pointer() });
+        let planes = self.factors.as_ref().map(|factors| Planes { hi: self.x.pointer(), down: factors.pointer() });
         let transposed = self.transposed.as_ref().map(|memory| (memory.pointer(), pitch(self.images)));
         Input { x: self.x.pointer(), shape: (self.images, PIXELS), transposed, planes, place }
     }

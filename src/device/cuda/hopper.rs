@@ -29,13 +29,7 @@ pub(crate) fn wide(cuda: &Cuda) -> usize {
 }
 
 /// A row-major matrix, `rows` rows of a box at a time, 128 bytes wide.
-pub(crate) fn matrix(
-    cuda: &Cuda,
-    name: &str,
-    pointer: u64,
-    shape: (usize, usize),
-    rows: usize,
-) -> Result<TensorMap> {
+pub(crate) fn matrix(cuda: &Cuda, name: &str, pointer: u64, shape: (usize, usize), rows: usize) -> Result<TensorMap> {
     Boxes::of_matrix(name, element(cuda), pointer, shape, (rows, wide(cuda)), Swizzle::Bytes128)
 }
 

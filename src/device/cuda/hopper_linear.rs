@@ -167,10 +167,7 @@ fn stream(name: &str, element: MapElement, tensor: &Tensor, rows: usize) -> Resu
 impl Cuda {
     /// Whether Hopper's kernels take a linear layer of this shape.
     pub fn takes_linear(&self, inputs: usize, outputs: usize) -> bool {
-        self.chip().hopper
-            && self.precision() != Precision::Fp32
-            && self.is_aligned(inputs)
-            && self.is_aligned(outputs)
+        self.chip().hopper && self.precision() != Precision::Fp32 && self.is_aligned(inputs) && self.is_aligned(outputs)
     }
 
     /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N), in one launch.

@@ -1,11 +1,7 @@
 //! The fused kernels on a GPU: Hopper's where they take the shape, else the portable ones, kernels/swiglu_fused_forward.cu,
 //! swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{
-    super::reference::Dims,
-    Keep,
-    hopper,
-};
+use super::{super::reference::Dims, Keep, hopper};
 use crate::{
     Result,
     device::{
