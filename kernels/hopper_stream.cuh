@@ -1,23 +1,21 @@
-// Tiles that stream through shared memory by the copy engine, in and out, with a word to L2 on how long a line is wanted.
+// Tiles that go back to memory by the copy engine, with a word to L2 on how long their lines are wanted.
 #pragma once
 #include "hopper_tma.cuh"
 
-// Whether L2 lets a line go before others (read or written once a step), or keeps it as it does any line.
+// L2 lets such lines go before others: what is not read again for a whole step.
 DEVICE u64 leaves_first() {
     u64 policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
+
+// And such as it does any line.
 DEVICE u64 stays() {
     u64 policy;
     asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 
-DEVICE void tma_load(u32 dst, const TensorMap &map, u32 barrier, int c0, int c1, u64 policy) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1),
-                 "l"(policy) : "memory");
-}
 // A box from shared memory to the matrix; what lies outside is not written. Whoever wrote it there has called fence_async() since.
 DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1, u64 policy) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], %4;" ::"l"(&map), "r"(src), "r"(c0), "r"(c1), "l"(policy) : "memory");

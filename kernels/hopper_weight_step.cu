@@ -12,8 +12,8 @@
 //
 // At small B this is a stream over the weights, and all that counts is how many bytes are under way. So W and its velocity pass through a ring of slots of
 // their own, 32 columns each: one warp asks for them, from before the kernel ahead has ended (nothing ahead of it writes them); the threads that hold the
-// sums step them where they lie; another warp sends them back. L2 is told that velocities, and weights that products read a copy of, are not
-// wanted again in this step, so that it keeps what the next forward reads.
+// sums step them where they lie; another warp sends them back. L2 is told to let go first of what goes back, so that it keeps what the next forward reads.
+// It is not told so of what comes: TMA asks memory for 256 bytes at a time, of which a slot takes 128, and the rest would be gone before its turn.
 //
 // The loader's warps: 0 feeds the product, 1 the slots, 2 empties them, 3 sums the bias.
 //
@@ -122,7 +122,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_loader();
         const int warp = (threadIdx.x - MULTIPLIERS) / 32;
         const bool alone = (threadIdx.x & 31) == 0;
-        const u64 once = leaves_first(), of_weight = COPIES ? once : stays();
         if (warp == 0 && alone) {
             wait_for_last();
             const int image0 = first + (step ? (int)*step * batch : 0);
@@ -148,15 +147,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             each_slot(rows, cols, [&](int row, int col) {
                 barrier_wait(slots.left(), slots.parity ^ 1);
                 barrier_expect(slots.come(), 2 * STATE_BYTES);
-                tma_load(slots.weight(), weight, slots.come(), col, row, of_weight);
-                tma_load(slots.velocity(), velocity, slots.come(), col, row, once);
+                tma_load(slots.weight(), weight, slots.come(), col, row);
+                tma_load(slots.velocity(), velocity, slots.come(), col, row);
                 slots.next();
             });
         } else if (warp == 2 && alone) {
+            const u64 first_to_go = leaves_first();
             each_slot(rows, cols, [&](int row, int col) {
                 barrier_wait(slots.stepped(), slots.parity);
-                tma_store(weight, slots.weight(), col, row, of_weight);
-                tma_store(velocity, slots.velocity(), col, row, once);
+                tma_store(weight, slots.weight(), col, row, first_to_go);
+                tma_store(velocity, slots.velocity(), col, row, first_to_go);
                 if (COPIES) tma_store(copy, slots.copy(), col, row, stays());
                 stores_commit();
                 stores_read();

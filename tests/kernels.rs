@@ -20,7 +20,7 @@ use mnist_swiglu::{
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
             hopper_linear::StepTile,
-            hopper_tiles::{HopperTile, backward_dx, dwf, forward},
+            hopper_tiles::{HopperTile, backward_dx, dwf, forward, linear},
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
@@ -134,7 +134,7 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                         add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
                     }
                     "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
-                    "hopper_linear.cu" => add(precision, forward(chip, precision, batch, 784, d / 2).defines()),
+                    "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),
                     "hopper_weight_step.cu" => {
                         for (rows, cols) in [(d, 784), (2 * d, d)] {
                             add(precision, StepTile::choose(chip, precision, batch, rows, cols).defines());

@@ -183,8 +183,7 @@ impl Cuda {
     ) -> Result<()> {
         const NAME: &str = "hopper_linear";
         let (batch, (outputs, inputs)) = (y.rows(), weight.value.shape());
-        // A forward with half as many hidden units is a product of the same shape.
-        let tile = hopper_tiles::forward(self.chip(), self.precision(), batch, inputs, outputs / 2);
+        let tile = hopper_tiles::linear(self.chip(), self.precision(), batch, inputs, outputs);
         let input = Input::of_images(self, x, place)?;
         let w = self.expect_activation(NAME, "W", weight.operand())?;
         let rows = tile.cols / tile.share_b;

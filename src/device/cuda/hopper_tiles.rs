@@ -140,6 +140,16 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
     first_that_fills(chip, precision, tiles, (2 * hidden, batch), &[inputs])
 }
 
+/// The tile of a linear layer's forward: where the batch is small its blocks are few, and split the sum.
+pub fn linear(chip: Chip, precision: Precision, batch: usize, inputs: usize, outputs: usize) -> HopperTile {
+    let tiles: &[HopperTile] = match precision {
+        _ if batch <= 128 => &[tile(1, 64, 4, 1)],
+        Precision::Fp32Emulated => &[tile(2, 128, 1, 1)],
+        Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1)],
+    };
+    first_that_fills(chip, precision, tiles, (outputs, batch), &[inputs])
+}
+
 /// The backward's tile, by the shape of dx.
 pub fn backward_dx(
     chip: Chip,
@@ -209,6 +219,7 @@ mod tests {
                 check(forward(Chip::H200, precision, batch, inputs, hidden), &[inputs]);
                 check(backward_dx(Chip::H200, precision, batch, inputs, hidden, true), &[2 * hidden]);
                 check(backward_dx(Chip::H200, precision, batch, inputs, hidden, false), &[2 * hidden, inputs]);
+                check(linear(Chip::H200, precision, batch, inputs, hidden), &[inputs]);
                 check(dwf(Chip::H200, precision, batch, inputs, hidden), &[batch]);
             }
         }
