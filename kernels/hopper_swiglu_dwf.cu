@@ -2,31 +2,20 @@
 //
 // Reads     [dg | du] and x by TMA, along the batch: both tiles lie with K in rows. bf16 wgmma reads such tiles as they are; TF32 and fp32-emulated take A
 //           through registers, TF32's B is x transposed in memory (hopper_transpose.cu), fp32-emulated's B the split x (hopper_split.cu).
-// Writes    UPDATE 0: dWf. UPDATE 1: w, velocity and (bf16) the copy of w that products read; dWf is never written.
+// Writes    dWf
 // Launches  1
-// Wins      at large B by wgmma; at small B it is a stream over the weights like swiglu_fused_dwf.cu
-//
-// With UPDATE the weights and their velocity are asked into L2 before the product begins, so that they arrive while it runs.
+// Wins      at large B by wgmma; at small B it is a stream of writes
+// Loses     to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
 // (2B, D) fp16, box (64, 64), and `scale` (B).
 // Grid: ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1.
 #include "hopper_product.cuh"
-#include "sgd.cuh"
 
-#ifndef UPDATE
-#define UPDATE 0
-#endif
 static_assert(CLUSTER == 1, "a block owns its tile");
 
-#if UPDATE
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    hopper_swiglu_dwf_sgd(const __grid_constant__ TensorMap dgrad, const __grid_constant__ TensorMap x, const float *scale, float *w, float *velocity, bf16 *w_copy, const float *lr,
-                          const float *gradient_scale, float momentum, float weight_decay, int nesterov, int batch, int inputs, int hidden) {
-#else
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     hopper_swiglu_dwf(const __grid_constant__ TensorMap dgrad, const __grid_constant__ TensorMap x, const float *scale, float *dwf, int batch, int inputs, int hidden) {
-#endif
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(dgrad), tma_prefetch(x);
     Ring ring = start_ring(shared_address(shared));
@@ -34,14 +23,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     const TilePlace at = tile_place(blockIdx.x, (2 * hidden + ROWS - 1) / ROWS, (inputs + COLS - 1) / COLS);
     const int row0 = at.a * ROWS, col0 = at.b * COLS, tiles = (batch + K_TILE - 1) / K_TILE;
     wait_for_last();
-#if UPDATE
-    for (int line = threadIdx.x; line < ROWS * (COLS / 32); line += THREADS) { // 128 bytes each
-        const int row = row0 + line / (COLS / 32), col = col0 + line % (COLS / 32) * 32;
-        if (row >= 2 * hidden || col >= inputs) continue;
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(w + offset(row, inputs) + col));
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(velocity + offset(row, inputs) + col));
-    }
-#endif
     if (threadIdx.x >= MULTIPLIERS) {
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
@@ -78,25 +59,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         };
         finish(sums, ring, p, Nothing(), put);
         barrier_among(1, MULTIPLIERS);
-#if UPDATE
-        const Sgd sgd = sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov);
-#endif
-        constexpr int QUADS = COLS / 4, STEP = MULTIPLIERS / QUADS, BATCH = UPDATE ? 4 : 8; // BATCH rows are under way together
+        constexpr int QUADS = COLS / 4, STEP = MULTIPLIERS / QUADS, BATCH = 8; // BATCH rows are under way together
         static_assert(MULTIPLIERS % QUADS == 0 && ROWS % (STEP * BATCH) == 0, "a thread stays in one column and takes whole batches");
         const int quad = threadIdx.x % QUADS * 4, col = col0 + quad;
         if (col >= inputs) return; // rows are whole groups of 4
         for (int first = threadIdx.x / QUADS; first < ROWS; first += STEP * BATCH) {
             float sum[BATCH][4];
-#if UPDATE
-            float value[BATCH][4], v[BATCH][4];
-#pragma unroll
-            for (int b = 0; b < BATCH; b++) {
-                const int row = row0 + first + b * STEP;
-                if (row >= 2 * hidden) continue;
-                const u64 at = offset(row, inputs) + col;
-                unpack16(load16(w + at), value[b], 0.f), unpack16(load16(velocity + at), v[b], 0.f);
-            }
-#endif
 #pragma unroll
             for (int b = 0; b < BATCH; b++)
                 asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(sum[b][0]), "=f"(sum[b][1]), "=f"(sum[b][2]), "=f"(sum[b][3])
@@ -106,15 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 const int row = row0 + first + b * STEP;
                 if (row >= 2 * hidden) continue;
                 const u64 at = offset(row, inputs) + col;
-#if UPDATE
-#pragma unroll
-                for (int e = 0; e < 4; e++) sgd_step(sgd, sum[b][e], value[b][e], v[b][e]);
-                *(uint4 *)(w + at) = pack16(value[b], 0.f);
-                *(uint4 *)(velocity + at) = pack16(v[b], 0.f);
-                if (w_copy) *(uint2 *)(w_copy + at) = make_uint2(pack_bf16(value[b][0], value[b][1]), pack_bf16(value[b][2], value[b][3]));
-#else
                 *(uint4 *)(dwf + at) = pack16(sum[b], 0.f);
-#endif
             }
         }
     }

@@ -287,7 +287,7 @@ DEVICE float exponential(float x) {
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    hopper_training_steps(const u8 *images, const u8 *labels, const u32 *order, u32 *step, const float *rates, float *rate, float *loss_log, u32 *hit_log, float *stem_w, float *stem_velocity,
+    hopper_training_steps(const u8 *images, const u8 *labels, const u32 *order, u32 *step, const float *rates, float *loss_log, u32 *hit_log, float *stem_w, float *stem_velocity,
                           bf16 *stem_copy, float *stem_bias, float *stem_bias_velocity, float *wf, float *wf_velocity, bf16 *wf_copy, float *head_w, float *head_velocity, float *head_bias,
                           float *head_bias_velocity, float *exchange, float momentum, float weight_decay, int nesterov, float scale, float shift, int images_in_all, int batch, int inputs, int hidden, int count) {
     extern __shared__ __align__(128) u8 shared[];
@@ -607,7 +607,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (blockIdx.x == 0 && thread == 0) { // all blocks read these before the first number crossed the chip
         *(u32 *)exchange = taken + count;
         *step = first + count;
-        *rate = rates[first + count];
     }
     cluster_arrive();
     cluster_wait(); // nobody leaves while others may still send

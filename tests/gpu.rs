@@ -198,6 +198,37 @@ fn the_first_hundred_losses_in_fp32_are_those_of_the_cpu() {
     }
 }
 
+#[test]
+fn the_first_hundred_losses_with_sgd_in_the_kernels_are_those_of_gradients_in_memory() {
+    let Some((_guard, device)) = gpu() else { return };
+    for &precision in Precision::of_device(&device) {
+        // Other sums in other orders, each as wrong as its precision allows, which a hundred steps of learning multiply.
+        let bound = match precision {
+            Precision::Fp32 | Precision::Fp32Emulated => 2e-4,
+            Precision::Tf32 => 5e-3,
+            Precision::Bf16 => 4e-2,
+        };
+        let config = small_mnist("fused-triton-grad", precision);
+        let got = train_on(&device, &config, mnist(), None, Some(100)).losses;
+        // A bound that no gradient reaches keeps all of them in memory, scales by 1 and takes the steps by a kernel of its own.
+        let clipped = Config { clip_norm: Some(1e9), ..config };
+        for other in [small_mnist("liger-style", precision), clipped] {
+            let want = train_on(&device, &other, mnist(), None, Some(100)).losses;
+            let mut worst: f32 = 0.0;
+            for (step, (got, want)) in got.iter().zip(&want).take(100).enumerate() {
+                let error = (got - want).abs() / want.abs().max(0.1);
+                worst = worst.max(error);
+                let what = format!("{precision:?} {} {:?}, step {}", other.swiglu, other.clip_norm, step + 1);
+                assert!(error < bound, "{what}: {got} for {want}");
+            }
+            eprintln!(
+                "{precision:?}: largest relative difference of the first 100 losses to {} with clip_norm {:?} {worst:.1e}, bound {bound:.0e}",
+                other.swiglu, other.clip_norm
+            );
+        }
+    }
+}
+
 fn losses_and_weights(outcome: &Outcome) -> (Vec<u32>, Vec<(String, Vec<u32>)>) {
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
     let weights = outcome.weights.iter().map(|(name, array)| (name.clone(), bits(&array.data))).collect();

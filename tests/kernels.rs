@@ -19,7 +19,8 @@ use mnist_swiglu::{
             cache::Cache,
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
-            hopper_tiles::{HopperTile, backward_dx, dwf, forward},
+            hopper_linear::StepTile,
+            hopper_tiles::{HopperTile, backward_dx, dwf, forward, linear},
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
@@ -102,7 +103,7 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 Some(defines) => add(defines),
                 // To a kernel without a product these are fp32: the same elements, the same code.
                 None if precision == 1 || precision == 3 => {}
-                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 4)]),
+                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
                 None => add(Vec::new()),
             }
             let large = aligned == 1 && thorough;
@@ -133,7 +134,13 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                     "hopper_swiglu_backward_dx.cu" => {
                         add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
                     }
-                    "hopper_swiglu_dwf.cu" => add(precision, with(dwf(chip, precision, batch, d, d, flag), "UPDATE")),
+                    "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
+                    "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),
+                    "hopper_weight_step.cu" => {
+                        for (rows, cols) in [(d, 784), (2 * d, d)] {
+                            add(precision, StepTile::choose(chip, precision, batch, rows, cols).defines());
+                        }
+                    }
                     "hopper_training_steps.cu" => {
                         for width in [d.min(512), 256] {
                             let shape = Shape::fitting(width, width, 30).expect("parts for it");

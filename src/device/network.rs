@@ -70,6 +70,45 @@ impl Device {
         }
     }
 
+    /// The stem: [`Device::linear`] on the images of a batch, which a captured step may find elsewhere than in `batch.x`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn stem(&self, batch: &Batch, w: &Param, b: &Param, y: &mut Tensor) -> Result<()> {
+        let (outputs, inputs) = w.value.shape();
+        match self {
+            Device::Cuda(cuda) if cuda.takes_linear(inputs, outputs) => {
+                batch.x.expect("stem", "x", batch.x.rows(), inputs)?;
+                b.value.expect("stem", "bias", 1, outputs)?;
+                y.expect("stem", "y", batch.x.rows(), outputs)?;
+                cuda.linear(&batch.x, batch.place, (w, b), y)
+            }
+            Device::Cpu(_) | Device::Cuda(_) => self.linear(&batch.x, w, b, y),
+        }
+    }
+
+    /// The stem's [`Device::linear_backward`]; with a step, on Hopper, by one kernel that keeps no gradient.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn stem_backward(
+        &self,
+        dy: &Tensor,
+        batch: &Batch,
+        (w, b): (&mut Param, &mut Param),
+        step: Option<&SgdStep>,
+    ) -> Result<()> {
+        let (outputs, inputs) = w.value.shape();
+        match (self, step) {
+            (Device::Cuda(cuda), Some(step)) if cuda.takes_linear(inputs, outputs) => {
+                dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
+                batch.x.expect("stem backward", "x", dy.rows(), inputs)?;
+                cuda.linear_step(dy, (&batch.x, batch.place), (w, b), step)
+            }
+            _ => self.linear_backward(dy, &batch.x, (w, b), step),
+        }
+    }
+
     /// dW = dy^T x: (N, B) @ (B, K) -> (N, K), and db = column sums of dy: into their buffers, and, when a step is given,
     /// from there into the weights.
     ///
@@ -117,7 +156,8 @@ impl Device {
     }
 
     /// The head, softmax cross-entropy over its logits, and dlogits of the mean loss when wanted. Losses and hits are added
-    /// to the tally; in a step that is being captured they go to its log instead. A GPU writes no logits: it is one kernel.
+    /// to the tally; in a step that is being captured they go to its log instead, which a backward, where there is one, ends
+    /// ([`Device::head_backward`]). A GPU writes no logits: it is one kernel.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -143,7 +183,7 @@ impl Device {
                 Ok(())
             }
             (Device::Cuda(cuda), Labels::Cuda(labels)) => {
-                cuda.head_loss(z, (&w.value, &b.value), labels, dlogits, tally)
+                cuda.head_loss(z, (&w.value, &b.value), (labels, batch.place), dlogits, tally)
             }
             _ => Err(Error::shape("head loss: the batch is on another device")),
         }

@@ -254,7 +254,6 @@ impl Persistent {
         let results = [
             Pointer(log.step_pointer()),
             Pointer(log.rates_pointer()),
-            Pointer(cuda.rate_pointer()),
             Pointer(log.losses().pointer()),
             Pointer(log.hits().pointer()),
         ];

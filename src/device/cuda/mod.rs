@@ -15,6 +15,8 @@
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
 //! | [`tiles`], [`hopper_tiles`] | which tile a product is given |
 //! | [`ops`], [`head`] | the operations of the network |
+//! | [`hopper`], [`hopper_linear`] | what launches on Hopper share; a linear layer there, and the step of a weight |
+//! | [`epoch`] | an epoch's images laid out in their order |
 //! | [`timing`] | device time of some work |
 //!
 //! Nothing here panics when a library is not there, and nothing of CUDA is needed to build it.
@@ -24,9 +26,12 @@ pub mod cache;
 pub mod compile;
 pub mod context;
 pub mod driver;
+pub mod epoch;
 pub mod event;
 pub mod graph;
 pub mod head;
+pub mod hopper;
+pub mod hopper_linear;
 pub mod hopper_tiles;
 pub mod launch;
 pub mod library;
@@ -276,6 +281,11 @@ impl Cuda {
         }
     }
 
+    /// Starts a kernel that calls `griddepcontrol.wait` before the one ahead of it has ended, where the device can.
+    fn early(&self, grid: Grid) -> Grid {
+        if self.shared.context.gpu().capability >= (9, 0) { grid.started_early() } else { grid }
+    }
+
     /// Compiles, on all cores, every kernel that `work` launches, without running any of it.
     ///
     /// # Errors
@@ -328,11 +338,6 @@ impl Cuda {
             self.fill(scale, step.scale.to_bits())?;
         }
         Ok([Arg::Pointer(rate), Arg::Pointer(scale)])
-    }
-
-    /// Where kernels read the learning rate of the step in hand.
-    pub(crate) fn rate_pointer(&self) -> u64 {
-        self.shared.scalars.pointer()
     }
 
     /// Writes one word in the order of the stream.

@@ -5,6 +5,7 @@ use super::{
     Cuda, Element,
     blas::Operand,
     context::Memory,
+    epoch::Place,
     lock,
     modules::{
         Arg::{Count, Float, Int, Pointer},
@@ -62,7 +63,8 @@ impl Cuda {
         )))
     }
 
-    /// x and labels of the images that `rows` names, normalised.
+    /// x and labels of the images that `rows` names, normalised; or, where the log of a captured step has its epoch laid out,
+    /// nothing but the place where they are.
     ///
     /// # Errors
     /// When the device fails.
@@ -72,9 +74,17 @@ impl Cuda {
         rows: Rows<'_>,
         x: &mut Tensor,
         labels_out: &Memory,
-    ) -> Result<()> {
+    ) -> Result<Option<Place>> {
         let count = rows.count();
-        let (order, step) = match (rows, self.recording()) {
+        let log = self.recording();
+        if log.as_ref().is_some_and(|log| log.epoch().is_some()) {
+            match rows {
+                Rows::Next(_) => return Ok(Some(Place { first: 0, moves: true })),
+                Rows::At { first, .. } => return Ok(Some(Place { first: first as i64, moves: false })),
+                Rows::Listed(_) => {}
+            }
+        }
+        let (order, step) = match (rows, log) {
             (Rows::Listed(rows), None) => {
                 let order = self.scratch("order", rows.len() * 4)?;
                 if !self.is_planning() {
@@ -108,7 +118,8 @@ impl Cuda {
         ];
         let blocks = (count * PIXELS.div_ceil(4)).div_ceil(256);
         // SAFETY: the arguments are the kernel's; indices were checked (`Listed`) or are a permutation (the log's order).
-        unsafe { self.launch(&configuration, "batch_gather", grid(blocks, 256), &args) }
+        unsafe { self.launch(&configuration, "batch_gather", grid(blocks, 256), &args)? };
+        Ok(None)
     }
 
     fn upload_words(&self, target: u64, words: &[u32]) -> Result<()> {
@@ -118,34 +129,6 @@ impl Cuda {
         unsafe { cudarc::driver::result::memcpy_htod_async(target, words, context.stream()) }
             .map_err(|cause| context.failed("be copied to", cause))?;
         context.synchronize()
-    }
-
-    /// Ends a captured step: the log's counter moves on, and the next learning rate is put where kernels read it.
-    ///
-    /// # Errors
-    /// When nothing is being captured.
-    pub fn advance(&self, learns: bool) -> Result<()> {
-        let (step, rates) = match self.recording() {
-            Some(log) => (log.step_pointer(), log.rates_pointer()),
-            None if self.is_planning() => (0, 0),
-            None => return Err(Error::new(Kind::Device, "advance: no step is being captured")),
-        };
-        let rate = self.shared.scalars.pointer();
-        let args = match learns {
-            true => [Pointer(step), Pointer(rates), Pointer(rate)],
-            false => [Pointer(step), Pointer(0), Pointer(0)],
-        };
-        let configuration = self.configuration("batch_gather.cu", true, &[]);
-        // SAFETY: the arguments are the kernel's; the log has room for one learning rate more than steps.
-        unsafe { self.launch(&configuration, "advance", grid(1, 1), &args) }
-    }
-
-    /// Puts the learning rate of the first captured step where kernels read it.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn set_rate(&self, rate: f32) -> Result<()> {
-        self.fill(self.shared.scalars.pointer(), rate.to_bits())
     }
 
     /// The library product c = op(a, b) + beta c.

@@ -11,13 +11,14 @@ use crate::{
     Result,
     data::{CLASSES, MEAN, PIXELS, STD, Split},
     device::{
-        Device, Rows, SgdStep,
+        Device, Images, Rows, SgdStep,
         cuda::{Cuda, log::Log},
     },
     model::{
         Activations, Mlp, MlpConfig,
         checkpoint::{Array, Arrays, names},
         persistent::{Persistent, Steps},
+        recorded,
     },
     rng::{self, Purpose, normal, uniform},
     swiglu::{
@@ -26,13 +27,14 @@ use crate::{
     },
 };
 
-/// Shapes and depths that are checked: more images than one tile holds and rows of any length; rows of whole 16 bytes. D differs
-/// from H.
+/// Shapes and depths that are checked: more images than one tile holds and rows of any length; rows of whole 16 bytes, in one tile
+/// and in several. D differs from H.
 pub const NETWORKS: &[(Dims, usize)] = &[
     (Dims { batch: 150, inputs: 67, hidden: 101 }, 1),
     (Dims { batch: 150, inputs: 67, hidden: 101 }, 2),
     (Dims { batch: 136, inputs: 96, hidden: 64 }, 1),
     (Dims { batch: 136, inputs: 96, hidden: 64 }, 2),
+    (Dims { batch: 300, inputs: 200, hidden: 136 }, 1),
     // Small enough for persistent steps, in parts of 16 columns and of 32.
     (Dims { batch: 50, inputs: 67, hidden: 101 }, 1),
     (Dims { batch: 40, inputs: 392, hidden: 136 }, 1),
@@ -229,10 +231,9 @@ impl TrainingCase {
         let losses = match device {
             Device::Cuda(cuda) if replayed => {
                 let cuda = cuda.with_precision(precision);
-                self.replay(&cuda, |rows| {
-                    step(&mut acts, rows, 0.0)?; // the rate is read from the log
-                    cuda.advance(true)
-                })?
+                let size = (self.order.len(), batch, self.rates.len());
+                let log = Arc::new(recorded::training_log(&cuda, inputs, size, recipe.clip_norm.is_some())?);
+                self.replay(&cuda, &log, &images, |rows| step(&mut acts, rows, 0.0).map(|_| ()))? // the rate is the log's
             }
             _ => {
                 let steps = self.order.chunks(batch).zip(&self.rates);
@@ -277,19 +278,26 @@ impl TrainingCase {
     }
 
     /// The steps as an epoch on a GPU takes them: a graph of a whole batch, replayed, and one of what is left.
-    fn replay(&self, cuda: &Cuda, mut step: impl FnMut(Rows<'_>) -> Result<()>) -> Result<Vec<f32>> {
-        let (batch, images) = (self.dims.batch, self.order.len());
-        let last = Rows::At { first: FULL_STEPS * batch, count: images - FULL_STEPS * batch };
+    fn replay(
+        &self,
+        cuda: &Cuda,
+        log: &Arc<Log>,
+        images: &Images,
+        mut step: impl FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let device = Device::Cuda(cuda.clone());
+        let (batch, count) = (self.dims.batch, self.order.len());
+        let last = Rows::At { first: FULL_STEPS * batch, count: count - FULL_STEPS * batch };
         if cuda.is_planning() {
+            device.lay_out(log, images)?;
             step(Rows::Next(batch))?;
             step(last)?;
             return Ok(Vec::new());
         }
-        let log = Arc::new(Log::new(cuda.context(), self.rates.len(), images)?);
-        let whole = cuda.record(&log, || step(Rows::Next(batch)))?;
-        let rest = cuda.record(&log, || step(last))?;
+        let whole = cuda.record(log, || step(Rows::Next(batch)))?;
+        let rest = cuda.record(log, || step(last))?;
         log.begin(0, &self.order, &self.rates)?;
-        cuda.set_rate(self.rates[0])?;
+        device.lay_out(log, images)?;
         (0..FULL_STEPS).try_for_each(|_| whole.replay())?;
         rest.replay()?;
         Ok(log.results(self.rates.len())?.0)

@@ -1,11 +1,7 @@
 //! The fused kernels on a GPU: Hopper's where they take the shape, else the portable ones, kernels/swiglu_fused_forward.cu,
 //! swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{
-    super::reference::Dims,
-    Keep,
-    hopper::{self, Planes},
-};
+use super::{super::reference::Dims, Keep, hopper};
 use crate::{
     Result,
     device::{
@@ -14,6 +10,7 @@ use crate::{
             Cuda, Element,
             blas::Operand,
             context::Memory,
+            hopper::Planes,
             modules::{
                 Arg::{self, Int, Pointer},
                 Grid,
@@ -272,7 +269,7 @@ pub fn backward_dwf(
 }
 
 /// What a kernel that updates weights in place is given: weights, velocity, the copy that products read, and the step.
-pub(super) fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
+fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
     let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
     let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
     let value = weight.value.cuda()?.memory.pointer();

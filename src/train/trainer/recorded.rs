@@ -91,26 +91,30 @@ impl Recorded {
         };
         let mut step = |model: &mut Mlp, rows: Rows<'_>| -> Result<()> {
             model.device().gather(images, rows, &mut train_acts.batch)?;
-            model.step(train_acts, &sgd, config.clip_norm)?;
-            cuda.advance(true)
+            model.step(train_acts, &sgd, config.clip_norm).map(|_| ())
         };
+        let size = (images.len(), batch, steps);
+        let persistent = config.steps == Steps::Persistent;
+        let log = Arc::new(match persistent {
+            true => Log::new(cuda.context(), steps, images.len())?, // the kernel gathers its images itself
+            false => recorded::training_log(cuda, config.network.width, size, config.clip_norm.is_some())?,
+        });
         let last_rows = Rows::At { first: images.len() - rest, count: rest };
 
-        let persistent = config.steps == Steps::Persistent;
         cuda.prepare(|| {
             // A persistent run takes a single step only for `--dry-run`.
+            model.device().lay_out(&log, images)?;
             step(model, Rows::Next(batch))?;
             if rest > 0 {
                 step(model, last_rows)?;
             }
             for split in [Some(&splits.test), splits.valid.as_ref()].into_iter().flatten() {
-                recorded::evaluate(cuda, model, split, eval_acts, eval_batch)?;
+                recorded::evaluate(model, split, eval_acts, eval_batch)?;
             }
             Ok(())
         })?;
 
         let begin = Instant::now();
-        let log = Arc::new(Log::new(cuda.context(), steps, images.len())?);
         let (training, launches) = if persistent {
             (Training::Persistent(Persistent::new(cuda, model, images, (&log, &sgd, batch))?), None)
         } else {
@@ -189,7 +193,8 @@ impl Trainer {
         let start = self.position.global_step - self.position.step;
         let rates: Vec<f32> = (0..steps).map(|step| self.schedule.at(start + step as u64)).collect();
         recorded.log.begin(first, &order, &rates)?;
-        recorded.cuda.set_rate(rates[first])?;
+        let mut opened = Some(Arc::new(recorded.cuda.event()?));
+        self.model.device().lay_out(&recorded.log, &self.splits.train)?;
 
         // Where the host must come to rest: at an epoch's end, or for a checkpoint.
         let rest_after = |step: usize| match save_interval as usize {
@@ -202,9 +207,10 @@ impl Trainer {
             // One block runs while the losses of the one before it are read.
             while queued < limit && blocks.len() < 2 && !stop.load(Ordering::Relaxed) {
                 let end = (queued + recorded.block()).min(limit);
-                let begin = match blocks.back() {
-                    Some(before) => before.done.clone(),
-                    None => Arc::new(recorded.cuda.event()?),
+                let begin = match (opened.take(), blocks.back()) {
+                    (Some(opened), _) => opened, // laying the images out is a part of the epoch
+                    (None, Some(before)) => before.done.clone(),
+                    (None, None) => Arc::new(recorded.cuda.event()?),
                 };
                 recorded.replay(queued, end, steps)?;
                 recorded.losses.fetch(recorded.log.losses(), queued, end - queued)?;
