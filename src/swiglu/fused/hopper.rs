@@ -194,7 +194,7 @@ pub fn backward_dwf(
     let head = [Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?), Map(operand), Pointer(down)];
     let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &[]);
     let grid = grid(cuda, tile, (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols));
-    let target = [Pointer(cuda.grad_of(weight)?.cuda()?.memory.pointer())];
+    let target = [Pointer(cuda.weight_grad_of(weight)?.cuda()?.memory.pointer())];
     // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone writes its part of the gradient.
     unsafe { cuda.launch(&configuration, "hopper_swiglu_dwf", grid, &[&head[..], &target, &sizes(dims)?].concat()) }
 }
