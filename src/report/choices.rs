@@ -51,7 +51,7 @@ fn training_sentences(trainings: &[&Training]) -> Vec<String> {
         let speed =
             end::speed(best, trainings).map_or(String::new(), |s| format!(", {s:.2} times liger-style's speed"));
         let time = ms(end::train_ms(best).unwrap_or_default());
-        format!("{} in {} takes {time} ms an epoch{speed}{accuracy}", config.swiglu, config.precision.name())
+        format!("{} in {} takes {time} ms an epoch{speed}{accuracy}", best.name(), config.precision.name())
     };
     let sentence = |group: &Vec<&Training>| {
         let best = fastest(group, end::train_ms)?;

@@ -117,7 +117,9 @@ pub fn table(all: &[&Training]) -> Table {
             if config.steps == Steps::Persistent { "-".into() } else { training.launches.to_string() },
             or_dash(speed(training, all).map(|speed| format!("{speed:.2}{mark}"))),
         ];
-        row.extend(GOALS.map(|goal| or_dash(seconds_to(training, goal).map(|s| format!("{s:.1}")))));
+        row.extend(GOALS.map(|goal| {
+            or_dash(seconds_to(training, goal).map(|s| if s < 1.0 { format!("{s:.2}") } else { format!("{s:.1}") }))
+        }));
         table.rows.push(row);
     }
     if let Some(training) = all.first() {
