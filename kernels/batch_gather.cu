@@ -9,7 +9,7 @@
 // Wins      always, over a copy from the host; a graph can replay it, because where the batch starts is read from device memory.
 // Loses     when the data set does not fit on the device.
 //
-// `step` (may be null: 0) counts batches, so first = *step * batch; `advance` moves it on, at the end of a captured step.
+// `step` (may be null: 0) counts batches, so first = *step * batch; the head moves it on (head.cu).
 // Grid: ceil(batch * ceil(pixels / 4) / 256) blocks of 256 threads, four pixels a thread.
 #include "common.cuh"
 
@@ -37,13 +37,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     } else {
         for (int i = 0; i < min(4, pixels - pixel); i++) dst[i] = from_float<T>(fmaf((float)src[i], scale, shift));
     }
-}
-
-// One block of one thread.
-// Ends a step: the counter moves on and the next step's learning rate is put where its kernels read it. `rates` and `rate` may be null
-// together (a pass that learns nothing); `rates` holds one more than there are steps.
-extern "C" __global__ void advance(u32 *step, const float *rates, float *rate) {
-    const u32 next = *step + 1;
-    *step = next;
-    if (rate) *rate = rates[next];
 }

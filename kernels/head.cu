@@ -11,46 +11,95 @@
 // Wins      with 10 classes always: a product 10 wide wastes a tensor core tile, and every pass is a stream over z.
 // Loses     with many classes (write a product then).
 //
-// head_forward, head_loss: ceil(B / HEAD_ROWS) blocks of 256 threads; HEAD_ROWS rows share each read of w. `losses` (B floats) is
-// scratch; `dlogits` may be null (an evaluation); `counter` is one u32, zero before and after: the last block adds up the losses in order, so the sum does not depend on timing.
-// loss_log[*step] gets the mean and correct_log[*step] the number of rows that are right (step null: index 0).
-// head_backward: ceil(H / 16) blocks of 1024 threads: 16 columns by 64 groups of rows. A block alone reads and writes its columns of w, so
-// the update can be in place. The first block also does the bias. `dz` may be null (not wanted). Every pointer T or fp32 as declared.
-#include "common.cuh"
+// head_forward, head_loss: ceil(B / HEAD_ROWS) blocks of 256 threads; HEAD_ROWS rows share each read of w. `losses` (B floats) gets a loss a row; `dlogits` may be
+// null (an evaluation). Row b's label is labels[first + b], or, where `label_step` is given, labels[first + *label_step * B + b].
+// head_backward: ceil(H / 16) blocks of 1024 threads: 16 columns by 64 groups of rows, HEAD_CHUNK rows at a time. A block alone reads and writes its columns of
+// w, so the update can be in place. The first block also does the bias. `dz` may be null (not wanted). Every pointer T or fp32 as declared.
+//
+// The tally: the mean loss goes to loss_log[*step], the number of rows that are right to correct_log[*step] (step null: index 0), and *step moves on.
+// Where head_loss is given `counter` (one u32, zero before and after) its last block does so; else head_backward does, in one block more, and nobody waits
+// for it. Losses are added up in one order, so the sum does not depend on timing. head_loss also puts this step's learning rate, rates[*step], where the
+// kernels after it read it (`rates` null: not).
+#include "early.cuh"
 #include "sgd.cuh"
 
 #ifndef HEAD_ROWS
 #define HEAD_ROWS 1
+#define HEAD_CHUNK 256
 #endif
 constexpr int CLASSES = 10, THREADS = 256;
 
-// logits[r][c] of rows row0 .. row0 + HEAD_ROWS, in shared memory, for all threads.
+// From L2: what is read before the wait may be in L1 as it was a step ago.
+DEVICE float load_cg(const float *p) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+DEVICE float load_cg(const bf16 *p) {
+    bf16 v;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v.bits) : "l"(p) : "memory");
+    return to_float(v);
+}
+
+// Sums of COUNT values over a warp, each in one fixed order, by halves: a lane hands over half of what it has and adds what it gets to the other half, so
+// that COUNT values take about COUNT exchanges, not 5 COUNT. use(i, sum of value i), by one lane for each i < COUNT (maybe several, with the same).
+template <int COUNT, int DISTANCE, class Use> DEVICE void warp_sums(float (&v)[COUNT], int base, int end, const Use &use) {
+    if constexpr (DISTANCE == 0) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            if (base + i < end) use(base + i, v[i]);
+    } else {
+        constexpr int HALF = (COUNT + 1) / 2;
+        const bool upper = (threadIdx.x & DISTANCE) != 0;
+        float half[HALF];
+#pragma unroll
+        for (int i = 0; i < HALF; i++) {
+            const float high = i + HALF < COUNT ? v[i + HALF] : COUNT == 1 ? v[0] : 0.f;
+            half[i] = (upper ? high : v[i]) + __shfl_xor_sync(0xffffffffu, upper ? v[i] : high, DISTANCE);
+        }
+        const int middle = COUNT == 1 ? end : min(base + HALF, end);
+        warp_sums<HALF, DISTANCE / 2>(half, upper && COUNT > 1 ? middle : base, upper || COUNT == 1 ? end : middle, use);
+    }
+}
+
+// logits[r][c] of rows row0 .. row0 + HEAD_ROWS, in shared memory, for all threads. The first weights are asked for before the kernel ahead has ended.
 DEVICE void head_logits(const T *z, const float *w, const float *bias, int row0, int batch, int hidden, float (*logits)[CLASSES], float (*scratch)[HEAD_ROWS * CLASSES]) {
-    const float start = threadIdx.x < HEAD_ROWS * CLASSES ? bias[threadIdx.x % CLASSES] : 0.f;
-    float sum[HEAD_ROWS][CLASSES] = {};
-    for (int h = threadIdx.x * 4; h < hidden; h += THREADS * 4) {
-        const int count = hidden - h;
-        float a[HEAD_ROWS][4], b[CLASSES][4]; // all on their way at once
+    constexpr int COUNT = HEAD_ROWS * CLASSES;
+    static_assert(COUNT <= THREADS, "a thread finishes each logit");
+    const float start = threadIdx.x < COUNT ? load_cg(bias + threadIdx.x % CLASSES) : 0.f;
+    float sum[COUNT] = {}, b[CLASSES][4];
+    const auto load_weights = [&](int h) {
 #pragma unroll
-        for (int c = 0; c < CLASSES; c++) load_quad(w + (u64)c * hidden + h, count, b[c]);
+        for (int c = 0; c < CLASSES; c++) {
+            const float *p = w + (u64)c * hidden + h;
+            if (ALIGNED) {
+                unpack16(load16_cg(p), b[c], 0.f);
+            } else {
 #pragma unroll
-        for (int r = 0; r < HEAD_ROWS; r++) load_quad(z + (u64)min(row0 + r, batch - 1) * hidden + h, count, a[r]);
+                for (int e = 0; e < 4; e++) b[c][e] = h + e < hidden ? load_cg(p + e) : 0.f;
+            }
+        }
+    };
+    int h = threadIdx.x * 4;
+    if (h < hidden) load_weights(h);
+    wait_for_last();
+    let_next_start();
+    while (h < hidden) {
+        float a[HEAD_ROWS][4]; // all on their way at once
+#pragma unroll
+        for (int r = 0; r < HEAD_ROWS; r++) load_quad(z + (u64)min(row0 + r, batch - 1) * hidden + h, hidden - h, a[r]);
 #pragma unroll
         for (int r = 0; r < HEAD_ROWS; r++)
 #pragma unroll
             for (int c = 0; c < CLASSES; c++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) sum[r][c] = fmaf(a[r][e], b[c][e], sum[r][c]);
+                for (int e = 0; e < 4; e++) sum[r * CLASSES + c] = fmaf(a[r][e], b[c][e], sum[r * CLASSES + c]);
+        h += THREADS * 4;
+        if (h < hidden) load_weights(h);
     }
-#pragma unroll
-    for (int r = 0; r < HEAD_ROWS; r++)
-#pragma unroll
-        for (int c = 0; c < CLASSES; c++) {
-            const float s = warp_sum(sum[r][c]);
-            if ((threadIdx.x & 31) == 0) scratch[threadIdx.x >> 5][r * CLASSES + c] = s;
-        }
+    warp_sums<COUNT, 16>(sum, 0, COUNT, [&](int i, float s) { scratch[threadIdx.x >> 5][i] = s; });
     __syncthreads();
-    if (threadIdx.x < HEAD_ROWS * CLASSES) {
+    if (threadIdx.x < COUNT) {
         float s = start;
 #pragma unroll
         for (int warp = 0; warp < THREADS / 32; warp++) s += scratch[warp][threadIdx.x];
@@ -67,14 +116,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_forward(const T *z, c
     if (threadIdx.x < HEAD_ROWS * CLASSES && row < batch) logits_out[(u64)row * CLASSES + threadIdx.x % CLASSES] = logits[threadIdx.x / CLASSES][threadIdx.x % CLASSES];
 }
 
+// Adds the losses of the rows up, by a whole block. A row's loss is at least 0, so its sign bit is free to say that the guess was right.
+DEVICE void tally(const float *losses, float *loss_log, u32 *correct_log, u32 *step, int batch, float *sums) {
+    float sum = 0.f, right = 0.f;
+    if (threadIdx.x < THREADS)
+        for (int b = threadIdx.x; b < batch; b += THREADS) {
+            u32 v;
+            asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(losses + b) : "memory");
+            sum += __uint_as_float(v & 0x7fffffffu);
+            right += (float)(v >> 31);
+        }
+    sum = block_sum<THREADS>(sum, sums);
+    right = block_sum<THREADS>(right, sums);
+    if (threadIdx.x == 0) {
+        const u32 at = step ? *step : 0;
+        loss_log[at] = sum / batch;
+        correct_log[at] = (u32)right;
+        if (step) *step = at + 1;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
-    head_loss(const T *z, const float *w, const float *bias, const u8 *labels, float *dlogits, float *losses, u32 *counter, float *loss_log, u32 *correct_log, const u32 *step, int batch, int hidden) {
+    head_loss(const T *z, const float *w, const float *bias, const u8 *labels, const u32 *label_step, int first, float *dlogits, float *losses, u32 *counter, float *loss_log, u32 *correct_log,
+              u32 *step, const float *rates, float *rate, int batch, int hidden) {
     __shared__ float logits[HEAD_ROWS][CLASSES], scratch[THREADS / 32][HEAD_ROWS * CLASSES], sums[THREADS / 32];
     __shared__ u32 arrived;
     const int row0 = blockIdx.x * HEAD_ROWS, row = row0 + threadIdx.x;
-    const int label = threadIdx.x < HEAD_ROWS && row < batch ? labels[row] : 0; // asked for early: it arrives while the logits are computed
     head_logits(z, w, bias, row0, batch, hidden, logits, scratch);
+    if (blockIdx.x == 0 && threadIdx.x == THREADS - 1 && rates) *rate = rates[*step];
     if (threadIdx.x < HEAD_ROWS && row < batch) { // one thread a row: ten classes are no work
+        const int label = labels[first + (label_step ? (int)*label_step * batch : 0) + row];
         float top = logits[threadIdx.x][0], e[CLASSES], total = 0.f;
         int guess = 0;
 #pragma unroll
@@ -88,10 +159,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if (c == label) at_label = logits[threadIdx.x][c];
             if (dlogits) dlogits[(u64)row * CLASSES + c] = (e[c] / total - (c == label ? 1.f : 0.f)) / batch;
         }
-        // A row's loss is at least 0, so its sign bit is free to say that the guess was right.
         const float loss = fmaxf(logf(total) + top - at_label, 0.f);
         losses[row] = loss != loss || total != total ? __uint_as_float(0x7fffffffu) : __uint_as_float(__float_as_uint(loss) | (guess == label ? 0x80000000u : 0u));
     }
+    if (!counter) return;
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence(); // after the barrier it speaks for the whole block
@@ -100,39 +171,65 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     __syncthreads();
     if (arrived != gridDim.x - 1) return;
-    float sum = 0.f, right = 0.f;
-    for (int b = threadIdx.x; b < batch; b += THREADS) {
-        u32 v;
-        asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(losses + b) : "memory");
-        sum += __uint_as_float(v & 0x7fffffffu);
-        right += (float)(v >> 31);
-    }
-    sum = block_sum<THREADS>(sum, sums);
-    right = block_sum<THREADS>(right, sums);
-    if (threadIdx.x == 0) {
-        const u32 at = step ? *step : 0;
-        loss_log[at] = sum / batch;
-        correct_log[at] = (u32)right;
-        *counter = 0;
-    }
+    tally(losses, loss_log, correct_log, step, batch, sums);
+    if (threadIdx.x == 0) *counter = 0;
 }
 
-// The gradients of a block's 16 columns: dz is written; dw (and, in block 0, db) go to `sink`, one value at a time.
-template <class Sink> DEVICE void head_gradients(const T *z, const float *w, const float *dlogits, T *dz, int batch, int hidden, const Sink &sink) {
-    constexpr int COLS = 16, GROUPS = 1024 / COLS, CHUNK = 256; // rows of dlogits that are kept in shared memory at a time
-    __shared__ float scratch[32][COLS][CLASSES + 1];
-    __shared__ float2 d_chunk[CHUNK * CLASSES / 2];
-    const int lane = threadIdx.x % COLS, group = threadIdx.x / COLS, h = blockIdx.x * COLS + lane;
+// What head_backward does with its gradients: keeps them, or takes a step.
+struct Gradients {
+    float *weight, *bias;
+};
+struct Step {
+    float *weight, *weight_velocity, *bias, *bias_velocity;
+    const float *lr, *scale;
+    float momentum, weight_decay;
+    int nesterov;
+};
+struct State {
+    float value, velocity;
+};
+// Asked for before the kernel ahead has ended.
+DEVICE State state_of(const Gradients &, u64, bool) { return State{0.f, 0.f}; }
+DEVICE State state_of(const Step &s, u64 at, bool is_bias) {
+    return State{load_cg((is_bias ? s.bias : s.weight) + at), load_cg((is_bias ? s.bias_velocity : s.weight_velocity) + at)};
+}
+DEVICE void apply(const Gradients &g, u64 at, float gradient, State, bool is_bias) { (is_bias ? g.bias : g.weight)[at] = gradient; }
+DEVICE void apply(const Step &s, u64 at, float gradient, State state, bool is_bias) {
+    const float decay = is_bias ? 0.f : s.weight_decay; // weights decay, biases do not
+    sgd_step(sgd_settings(s.lr, s.scale, s.momentum, decay, s.nesterov), gradient, state.value, state.velocity);
+    (is_bias ? s.bias : s.weight)[at] = state.value, (is_bias ? s.bias_velocity : s.weight_velocity)[at] = state.velocity;
+}
+
+template <class Target> DEVICE void head_gradients(const T *z, const float *w, const float *dlogits, T *dz, const float *losses, float *loss_log, u32 *correct_log, u32 *step, int batch, int hidden,
+                                                    const Target &target) {
+    constexpr int COLS = 16, GROUPS = 1024 / COLS, CHUNK = HEAD_CHUNK; // rows of dlogits that are kept in shared memory at a time
+    constexpr int SCRATCH = 32 * COLS * (CLASSES + 1);
+    __shared__ float2 pool[(CHUNK * CLASSES > SCRATCH ? CHUNK * CLASSES : SCRATCH) / 2];
+    if (losses && blockIdx.x == gridDim.x - 1) {
+        wait_for_last();
+        let_next_start();
+        tally(losses, loss_log, correct_log, step, batch, (float *)pool);
+        return;
+    }
+    const int lane = threadIdx.x % COLS, group = threadIdx.x / COLS, h = blockIdx.x * COLS + lane, warp = threadIdx.x / 32;
+    const bool sums_weight = group < CLASSES && h < hidden, sums_bias = blockIdx.x == 0 && warp >= 16 && warp - 16 < CLASSES; // in the first block, other warps: the bias
+    const u64 at = sums_bias ? warp - 16 : (u64)group * hidden + h;
+    State state{0.f, 0.f};
+    if (sums_weight || sums_bias) state = state_of(target, at, sums_bias);
     float weights[CLASSES], dw[CLASSES] = {};
 #pragma unroll
-    for (int c = 0; c < CLASSES; c++) weights[c] = h < hidden ? w[(u64)c * hidden + h] : 0.f;
+    for (int c = 0; c < CLASSES; c++) weights[c] = h < hidden ? load_cg(w + (u64)c * hidden + h) : 0.f;
     for (int row0 = 0; row0 < batch; row0 += CHUNK) {
         const int rows = min(CHUNK, batch - row0);
-        float a[CHUNK / GROUPS]; // asked for before the barrier, so that the two waits overlap
+        float a[CHUNK / GROUPS]; // asked for before the barrier, so that the two waits overlap; z is not the kernel ahead's, which made dlogits
 #pragma unroll
-        for (int i = 0; i < CHUNK / GROUPS; i++) a[i] = group + i * GROUPS < rows && h < hidden ? to_float(z[(u64)(row0 + group + i * GROUPS) * hidden + h]) : 0.f;
+        for (int i = 0; i < CHUNK / GROUPS; i++) a[i] = group + i * GROUPS < rows && h < hidden ? load_cg(z + (u64)(row0 + group + i * GROUPS) * hidden + h) : 0.f;
+        if (row0 == 0) {
+            wait_for_last();
+            let_next_start();
+        }
         __syncthreads();
-        for (int i = threadIdx.x; i < rows * CLASSES / 2; i += 1024) d_chunk[i] = ((const float2 *)(dlogits + (u64)row0 * CLASSES))[i];
+        for (int i = threadIdx.x; i < rows * CLASSES / 2; i += 1024) pool[i] = ((const float2 *)(dlogits + (u64)row0 * CLASSES))[i];
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < CHUNK / GROUPS; i++) {
@@ -141,47 +238,41 @@ template <class Sink> DEVICE void head_gradients(const T *z, const float *w, con
             float back = 0.f;
 #pragma unroll
             for (int c = 0; c < CLASSES; c += 2) {
-                const float2 d = d_chunk[row * (CLASSES / 2) + c / 2];
+                const float2 d = pool[row * (CLASSES / 2) + c / 2];
                 dw[c] = fmaf(d.x, a[i], dw[c]), dw[c + 1] = fmaf(d.y, a[i], dw[c + 1]);
                 back = fmaf(d.x, weights[c], fmaf(d.y, weights[c + 1], back));
             }
             if (dz && h < hidden) dz[(u64)(row0 + row) * hidden + h] = from_float<T>(back);
         }
     }
+    __syncthreads(); // all have read dlogits
+    float(*scratch)[COLS][CLASSES + 1] = (float(*)[COLS][CLASSES + 1])pool;
 #pragma unroll
     for (int c = 0; c < CLASSES; c++) {
         dw[c] += __shfl_xor_sync(0xffffffffu, dw[c], COLS); // the warp's other group of rows
-        if (threadIdx.x % 32 < COLS) scratch[threadIdx.x / 32][lane][c] = dw[c];
+        if (threadIdx.x % 32 < COLS) scratch[warp][lane][c] = dw[c];
     }
     __syncthreads();
-    if (threadIdx.x < COLS * CLASSES && h < hidden) { // groups 0 .. 9 sum a class each
+    if (sums_weight) { // groups 0 .. 9 sum a class each
         float sum = 0.f;
-        for (int warp = 0; warp < 32; warp++) sum += scratch[warp][lane][group];
-        sink((u64)group * hidden + h, sum, false);
+        for (int from = 0; from < 32; from++) sum += scratch[from][lane][group];
+        apply(target, at, sum, state, false);
     }
-    if (blockIdx.x == 0 && threadIdx.x >= 512 && threadIdx.x / 32 - 16 < CLASSES) { // in the first block, other warps: the bias
-        const int c = threadIdx.x / 32 - 16;
+    if (sums_bias) {
         float sum = 0.f;
-        for (int row = threadIdx.x % 32; row < batch; row += 32) sum += dlogits[(u64)row * CLASSES + c];
+        for (int row = threadIdx.x % 32; row < batch; row += 32) sum += dlogits[(u64)row * CLASSES + at];
         sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) sink(c, sum, true);
+        if (threadIdx.x % 32 == 0) apply(target, at, sum, state, true);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(1024) head_backward(const T *z, const float *w, const float *dlogits, T *dz, float *dw, float *db, int batch, int hidden) {
-    head_gradients(z, w, dlogits, dz, batch, hidden, [&](u64 at, float gradient, bool bias) { (bias ? db : dw)[at] = gradient; });
 }
 
 extern "C" __global__ void __launch_bounds__(1024)
-    head_backward_sgd(const T *z, float *w, float *w_velocity, float *bias, float *bias_velocity, const float *dlogits, T *dz, const float *lr, const float *scale, float momentum,
-                      float weight_decay, int nesterov, int batch, int hidden) {
-    const Sgd sgd = sgd_settings(lr, scale, momentum, weight_decay, nesterov);
-    head_gradients(z, w, dlogits, dz, batch, hidden, [&](u64 at, float gradient, bool is_bias) {
-        float *p = (is_bias ? bias : w) + at, *v = (is_bias ? bias_velocity : w_velocity) + at;
-        float weight = *p, speed = *v;
-        Sgd own = sgd;
-        if (is_bias) own.weight_decay = 0.f; // weights decay, biases do not
-        sgd_step(own, gradient, weight, speed);
-        *p = weight, *v = speed;
-    });
+    head_backward(const T *z, const float *w, const float *dlogits, T *dz, float *dw, float *db, const float *losses, float *loss_log, u32 *correct_log, u32 *step, int batch, int hidden) {
+    head_gradients(z, w, dlogits, dz, losses, loss_log, correct_log, step, batch, hidden, Gradients{dw, db});
+}
+
+extern "C" __global__ void __launch_bounds__(1024)
+    head_backward_sgd(const T *z, float *w, float *w_velocity, float *bias, float *bias_velocity, const float *dlogits, T *dz, const float *losses, float *loss_log, u32 *correct_log, u32 *step,
+                      const float *lr, const float *scale, float momentum, float weight_decay, int nesterov, int batch, int hidden) {
+    head_gradients(z, w, dlogits, dz, losses, loss_log, correct_log, step, batch, hidden, Step{w, w_velocity, bias, bias_velocity, lr, scale, momentum, weight_decay, nesterov});
 }

@@ -4,6 +4,7 @@
 // A barrier here has a phase that flips each time when all arrivals, and all bytes that were announced, have come; a waiter names the parity of
 // the phase whose end it waits for.
 #pragma once
+#include "early.cuh"
 #include "tile.cuh"
 
 // What the driver's cuTensorMapEncodeTiled makes: a matrix in memory, the box that one copy moves, the swizzle. Passed by value.
@@ -88,10 +89,6 @@ DEVICE void cluster_store(u32 address, float a, float b, float c, float d) {
 DEVICE void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
 // A barrier among `threads` threads of the block that name the same `id` (1 to 15).
 DEVICE void barrier_among(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-
-// Programmatic dependent launch: the next kernel's blocks may start; wait until the last kernel's writes can be read.
-DEVICE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-DEVICE void wait_for_last() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 template <int REGISTERS> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 template <int REGISTERS> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValu
 use crate::swiglu;
 use crate::{
     measure::{peers::Peer, timer::Cache, work},
-    model::schedule::Schedule,
+    model::{persistent::Steps, schedule::Schedule},
     swiglu::{Gates, Precision},
 };
 
@@ -111,6 +111,9 @@ pub struct TrainArgs {
     /// Precision of the products; all but fp32 need an NVIDIA GPU
     #[arg(long, value_enum, default_value_t, value_name = "NAME")]
     pub precision: Precision,
+    /// How a GPU runs the steps
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub steps: Steps,
 
     /// Passes over the training images [default: 5]
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -168,7 +171,7 @@ pub struct TrainArgs {
     /// Continue the run in DIR, with its configuration, exactly where it stopped
     ///
     /// Configuration flags cannot be given beside it; --epochs can, to train for longer with --schedule constant or step.
-    #[arg(long, value_name = "DIR", help_heading = "Output", conflicts_with_all = ["swiglu", "gates", "precision",
+    #[arg(long, value_name = "DIR", help_heading = "Output", conflicts_with_all = ["swiglu", "gates", "precision", "steps",
         "batch_size", "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup", "lr_step", "lr_gamma",
         "clip_norm", "seed", "validation", "width", "hidden", "depth", "out", "dataset", "dry_run"])]
     pub resume: Option<PathBuf>,
@@ -436,6 +439,9 @@ pub struct CompareArgs {
     /// Precision of the products
     #[arg(long, value_enum, default_value_t, value_name = "NAME")]
     pub precision: Precision,
+    /// How a GPU runs the steps; with two, what can be run in both ways is trained in both
+    #[arg(long, value_enum, default_value = "auto", value_name = "HOW,..", value_delimiter = ',')]
+    pub steps: Vec<Steps>,
     /// Seed of weights and order
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,

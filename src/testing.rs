@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    model::schedule::Schedule,
+    model::{persistent::Steps, schedule::Schedule},
     swiglu::{Gates, Precision},
     train::{
         config::{Config, NetworkConfig},
@@ -73,6 +73,7 @@ pub fn config() -> Config {
         clip_norm: None,
         seed: 1,
         validation: 0,
+        steps: Steps::Launches,
     }
 }
 

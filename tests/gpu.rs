@@ -14,7 +14,7 @@ use mnist_swiglu::{
         Case, LARGE_SHAPES, SHAPES, check_layer, gates_of,
         training::{NETWORKS, TrainingCase, check_training},
     },
-    model::{checkpoint::Checkpoint, schedule::Schedule},
+    model::{checkpoint::Checkpoint, persistent::Steps, schedule::Schedule},
     swiglu::{
         self, Gates, Precision,
         reference::{Dims, Operands},
@@ -78,6 +78,7 @@ fn small_mnist(swiglu: &str, precision: Precision) -> Config {
         schedule: Schedule::FlatCosine,
         epochs: 5,
         validation: 0,
+        steps: Steps::Launches,
         seed: 1,
         precision,
         ..config(swiglu)
@@ -197,6 +198,37 @@ fn the_first_hundred_losses_in_fp32_are_those_of_the_cpu() {
     }
 }
 
+#[test]
+fn the_first_hundred_losses_with_sgd_in_the_kernels_are_those_of_gradients_in_memory() {
+    let Some((_guard, device)) = gpu() else { return };
+    for &precision in Precision::of_device(&device) {
+        // Other sums in other orders, each as wrong as its precision allows, which a hundred steps of learning multiply.
+        let bound = match precision {
+            Precision::Fp32 | Precision::Fp32Emulated => 2e-4,
+            Precision::Tf32 => 5e-3,
+            Precision::Bf16 => 4e-2,
+        };
+        let config = small_mnist("fused-triton-grad", precision);
+        let got = train_on(&device, &config, mnist(), None, Some(100)).losses;
+        // A bound that no gradient reaches keeps all of them in memory, scales by 1 and takes the steps by a kernel of its own.
+        let clipped = Config { clip_norm: Some(1e9), ..config };
+        for other in [small_mnist("liger-style", precision), clipped] {
+            let want = train_on(&device, &other, mnist(), None, Some(100)).losses;
+            let mut worst: f32 = 0.0;
+            for (step, (got, want)) in got.iter().zip(&want).take(100).enumerate() {
+                let error = (got - want).abs() / want.abs().max(0.1);
+                worst = worst.max(error);
+                let what = format!("{precision:?} {} {:?}, step {}", other.swiglu, other.clip_norm, step + 1);
+                assert!(error < bound, "{what}: {got} for {want}");
+            }
+            eprintln!(
+                "{precision:?}: largest relative difference of the first 100 losses to {} with clip_norm {:?} {worst:.1e}, bound {bound:.0e}",
+                other.swiglu, other.clip_norm
+            );
+        }
+    }
+}
+
 fn losses_and_weights(outcome: &Outcome) -> (Vec<u32>, Vec<(String, Vec<u32>)>) {
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
     let weights = outcome.weights.iter().map(|(name, array)| (name.clone(), bits(&array.data))).collect();
@@ -236,6 +268,65 @@ fn a_run_stopped_anywhere_goes_on_to_the_very_same_losses() {
             assert!(joined == whole.losses, "{} {precision:?}: other losses after a stop", entry.name);
             assert_eq!(losses_and_weights(&second).1, losses_and_weights(&whole).1, "{} {precision:?}", entry.name);
         }
+    }
+}
+
+/// The implementations and precisions whose steps can be persistent, on a GPU that can.
+fn persistent_runs(device: &Device) -> Vec<Config> {
+    let mut runs = Vec::new();
+    for name in ["fused-triton-grad", "fused-frozen"] {
+        for precision in Precision::of_device(device).iter().copied().filter(|&p| p != Precision::Fp32) {
+            let config = Config { epochs: 1, schedule: Schedule::Constant, ..small_mnist(name, precision) };
+            let network = config.mlp(device).expect("a network");
+            match Steps::Persistent.resolve(device, &network, config.batch_size, false) {
+                Ok(steps) => runs.push(Config { steps, ..config }),
+                Err(error) => eprintln!("skipped: {error}"),
+            }
+        }
+    }
+    runs
+}
+
+#[test]
+fn persistent_steps_lose_what_launches_lose_and_twice_the_same() {
+    let Some((_guard, device)) = gpu() else { return };
+    for config in persistent_runs(&device) {
+        let run = |steps| train_on(&device, &Config { steps, ..config.clone() }, mnist(), None, None);
+        let (persistent, again, launches) = (run(Steps::Persistent), run(Steps::Persistent), run(Steps::Launches));
+        assert!(losses_and_weights(&persistent) == losses_and_weights(&again), "{config:?}");
+        let bound = match config.precision {
+            Precision::Bf16 => 3e-2, // activations that launches keep in bf16 stay in fp32 here
+            Precision::Tf32 => 5e-3,
+            Precision::Fp32 | Precision::Fp32Emulated => 2e-4,
+        };
+        let pairs = persistent.losses.iter().zip(&launches.losses).take(100);
+        let worst = pairs.map(|(a, b)| (a - b).abs() / b.abs().max(0.1)).fold(0.0, f32::max);
+        eprintln!(
+            "{} {:?}: first 100 losses differ by {worst:.1e}, bound {bound:.1e}",
+            config.swiglu, config.precision
+        );
+        assert_eq!(persistent.losses.len(), launches.losses.len());
+        assert!(worst <= bound, "{} {:?}: {worst}", config.swiglu, config.precision);
+    }
+}
+
+#[test]
+fn a_persistent_run_stopped_anywhere_goes_on_to_the_very_same_losses() {
+    let Some((_guard, device)) = gpu() else { return };
+    for config in persistent_runs(&device) {
+        let whole = train_on(&device, &config, mnist(), None, None);
+        let first = train_on(&device, &config, mnist(), None, Some(5));
+        assert!(first.losses.len() < whole.losses.len(), "it was stopped");
+        let second = train_on(&device, &config, mnist(), first.saved.as_ref(), None);
+        let joined: Vec<f32> = first.losses.iter().chain(&second.losses).copied().collect();
+        assert!(joined == whole.losses, "{} {:?}: other losses after a stop", config.swiglu, config.precision);
+        assert_eq!(
+            losses_and_weights(&second).1,
+            losses_and_weights(&whole).1,
+            "{} {:?}",
+            config.swiglu,
+            config.precision
+        );
     }
 }
 

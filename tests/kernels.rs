@@ -19,12 +19,14 @@ use mnist_swiglu::{
             cache::Cache,
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
-            hopper_tiles::{HopperTile, backward_dx, dwf, forward},
+            hopper_linear::StepTile,
+            hopper_tiles::{HopperTile, backward_dx, dwf, forward, linear},
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
         },
     },
+    model::persistent::Shape,
 };
 
 mod common;
@@ -101,7 +103,7 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 Some(defines) => add(defines),
                 // To a kernel without a product these are fp32: the same elements, the same code.
                 None if precision == 1 || precision == 3 => {}
-                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 4)]),
+                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
                 None => add(Vec::new()),
             }
             let large = aligned == 1 && thorough;
@@ -132,7 +134,19 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                     "hopper_swiglu_backward_dx.cu" => {
                         add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
                     }
-                    "hopper_swiglu_dwf.cu" => add(precision, with(dwf(chip, precision, batch, d, d, flag), "UPDATE")),
+                    "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
+                    "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),
+                    "hopper_weight_step.cu" => {
+                        for (rows, cols) in [(d, 784), (2 * d, d)] {
+                            add(precision, StepTile::choose(chip, precision, batch, rows, cols).defines());
+                        }
+                    }
+                    "hopper_training_steps.cu" => {
+                        for width in [d.min(512), 256] {
+                            let shape = Shape::fitting(width, width, 30).expect("parts for it");
+                            add(precision, shape.defines(precision, flag));
+                        }
+                    }
                     _ => add(precision, Vec::new()),
                 }
             }
@@ -146,7 +160,9 @@ fn must_not_spill(configuration: &Configuration) -> bool {
     let has = |define| configuration.defines.contains(&define);
     let product = configuration.file.starts_with("swiglu_fused");
     if configuration.file.starts_with("hopper") {
-        return !has(("SAVED_GATES", 0)); // whose two products leave a few words of one on the stack during the other
+        // Whose two products leave a few words of one on the stack during the other; whose weights take three quarters of the
+        // registers, so that a few words that a step needs once wait on the stack.
+        return !has(("SAVED_GATES", 0)) && !has(("STEM_COLS", 32));
     }
     product && has(("ALIGNED", 1)) && (has(("TILE_M", 64)) || configuration.file == "swiglu_fused_forward.cu")
 }

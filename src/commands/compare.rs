@@ -21,7 +21,7 @@ use crate::{
         peers::{self as scripts, Peer, PeerCase, Script},
         record::{Origin, Record, Training, Writer},
     },
-    model::{Mlp, checkpoint::Checkpoint, checkpoint::Position, schedule::Schedule},
+    model::{Mlp, checkpoint::Checkpoint, checkpoint::Position, persistent::Steps, schedule::Schedule},
     report::{peer_table, training_table},
     swiglu::{self, Entry, reference::Dims},
     train::{
@@ -74,19 +74,20 @@ pub fn run(args: CompareArgs) -> Result<()> {
         out::print_line(&format!("device: {chosen}"))?;
     }
 
+    let configurations = configurations(&args, &entries, &device)?;
     let mut runners: Vec<Runner> = Vec::new();
     let epochs = args.epochs;
     let shared = started.elapsed();
-    let bar = bar(u64::from(epochs) * entries.len() as u64);
+    let bar = bar(u64::from(epochs) * configurations.len() as u64);
     'all: for epoch in 1..=epochs {
-        for (index, &entry) in entries.iter().enumerate() {
+        for (index, (entry, config)) in configurations.iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
                 break 'all;
             }
             // The first epoch of each comes with its making, so that the memory watched is its own.
             let watch = (epoch == 1).then(|| Watch::start(&device));
             if runners.len() == index {
-                runners.push(Runner::new(configuration(&args, entry, &device), entry, &device, &dataset, shared)?);
+                runners.push(Runner::new(config.clone(), entry, &device, &dataset, shared)?);
             }
             let runner = &mut runners[index];
             runner.epoch(&bar)?;
@@ -270,13 +271,33 @@ impl Observer for UntilEpoch<'_> {
     }
 }
 
-pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) -> Config {
+/// What is trained: each implementation in each way of running steps that was asked for and is not the same for it.
+fn configurations(
+    args: &CompareArgs,
+    entries: &[&'static Entry],
+    device: &Device,
+) -> Result<Vec<(&'static Entry, Config)>> {
+    let mut all: Vec<(&'static Entry, Config)> = Vec::new();
+    for &entry in entries {
+        for &steps in &args.steps {
+            // What cannot be persistent is trained by launches beside what can, unless nothing else was asked for.
+            let steps = if steps == Steps::Persistent && entries.len() > 1 { Steps::Auto } else { steps };
+            let config = configuration(args, entry, device, steps)?;
+            if !all.iter().any(|(_, other)| *other == config) {
+                all.push((entry, config));
+            }
+        }
+    }
+    Ok(all)
+}
+
+pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device, steps: Steps) -> Result<Config> {
     let (width, batch) = match args.preset {
         Preset::Default => (512, 64),
         Preset::Seed => (2048, 64),
     };
     let width = args.width.unwrap_or(width) as usize;
-    Config {
+    let mut config = Config {
         swiglu: entry.name.into(),
         gates: args.gates,
         precision: args.precision,
@@ -297,7 +318,10 @@ pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) 
         clip_norm: None,
         seed: args.seed,
         validation: 0,
-    }
+        steps,
+    };
+    config.steps = steps.resolve(device, &config.mlp(device)?, config.batch_size, false)?;
+    Ok(config)
 }
 
 fn bar(length: u64) -> ProgressBar {

@@ -33,6 +33,8 @@ struct Report {
     test_accuracy: f64,
     infer_ms: f64,
     images_per_s: f64,
+    /// Time of one batch, from its images to their losses: with `--batch-size 1` the latency of a single image.
+    batch_us: f64,
     confusion: Confusion,
 }
 
@@ -64,7 +66,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
                 }
             }
             Device::Cuda(cuda) => {
-                cuda.prepare(|| recorded::evaluate(&cuda, &mut model, &images, &mut acts, batch))?;
+                cuda.prepare(|| recorded::evaluate(&mut model, &images, &mut acts, batch))?;
                 let pass = Evaluation::new(&cuda, &mut model, &images, &mut acts, batch)?;
                 for _ in 0..=args.repeat {
                     let (pass, ms) = pass.run()?;
@@ -90,6 +92,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         test_accuracy: tally.accuracy(),
         infer_ms,
         images_per_s: images.len() as f64 / infer_ms * 1e3,
+        batch_us: infer_ms * 1e3 / images.len().div_ceil(batch) as f64,
         confusion,
     };
     if args.json {
@@ -113,6 +116,7 @@ fn text(report: &Report, repeat: u32) -> String {
         format!(
             "inference  {infer_ms:.1} ms for {images} images, {batch_size} at a time ({images_per_s:.0} images/s, median of {repeat})"
         ),
+        format!("latency    {:.1} us a batch of {batch_size}, one after the other", report.batch_us),
         String::new(),
         "confusion matrix: rows are labels, columns what the network said; zeros are dots".into(),
         format!("     {}", (0..CLASSES).map(|class| format!("{class:>6}")).collect::<String>()),
@@ -146,6 +150,7 @@ mod tests {
             test_accuracy: 0.9,
             infer_ms: 2.0,
             images_per_s: 5000.0,
+            batch_us: 1000.0,
             confusion,
         };
         let text = text(&report, 3);
@@ -153,6 +158,7 @@ mod tests {
         assert_eq!(lines[0], "run/checkpoint.safetensors on mnist (fused-frozen, cpu, fp32)");
         assert_eq!(lines[1], "accuracy   90.00 %  (1 of 10 wrong)");
         assert_eq!(lines[3], "inference  2.0 ms for 10 images, 5 at a time (5000 images/s, median of 3)");
-        assert_eq!(lines[10], "   3      ·     ·     ·     9     ·     1     ·     ·     ·     ·");
+        assert_eq!(lines[4], "latency    1000.0 us a batch of 5, one after the other");
+        assert_eq!(lines[11], "   3      ·     ·     ·     9     ·     1     ·     ·     ·     ·");
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     model::{
         Mlp,
         checkpoint::{self, Checkpoint, Position, names},
+        persistent::Steps,
         schedule::Schedule,
     },
     report::curves,
@@ -53,9 +54,10 @@ fn begin(
     stop: &AtomicBool,
     started: Instant,
 ) -> Result<()> {
-    let config = configuration(args, device);
+    let mut config = configuration(args, device);
     let network = config.mlp(device)?;
     config.precision.check(device)?;
+    config.steps = args.steps.resolve(device, &network, config.batch_size, config.clip_norm.is_some())?;
     Footprint::check(&config, device)?;
     let model = Mlp::new(network, config.seed)?;
     let dataset = data::load(&args.data)?;
@@ -123,7 +125,12 @@ fn resume(
     }
     let NetworkConfig { width, hidden, depth } = config.network;
     names::check(&weights, &names::expected(width, hidden, depth), &path)?;
-    let mut model = Mlp::zeros(config.mlp(device)?)?;
+    let network = config.mlp(device)?;
+    if let Err(error) = config.steps.resolve(device, &network, config.batch_size, config.clip_norm.is_some()) {
+        output.on_message(&format!("{error}: going on with launches, whose losses differ by rounding"));
+        config.steps = Steps::Launches;
+    }
+    let mut model = Mlp::zeros(network)?;
     model.set_weights(&weights)?;
     if let Some(velocities) = &velocities {
         model.set_velocities(velocities)?;
@@ -153,8 +160,12 @@ fn prepare(
 ) -> Result<()> {
     let Some(ready) = trainer.prepare()? else { return Ok(()) };
     let Ready { compile, capture_ms, launches } = ready;
+    let step = match launches {
+        Some(launches) => format!("a graph of {launches} launches a step"),
+        None => "a launch of hundreds of steps".into(),
+    };
     output.on_message(&format!(
-        "{} kernels ready in {:.0} ms ({} compiled, {} from the cache); a step of {launches} launches captured in {capture_ms:.0} ms",
+        "{} kernels ready in {:.0} ms ({} compiled, {} from the cache); {step} ready in {capture_ms:.0} ms",
         compile.modules,
         compile.ms,
         compile.compiled,
@@ -234,6 +245,7 @@ fn configuration(args: &TrainArgs, device: &Device) -> Config {
         clip_norm: args.clip_norm,
         seed: args.seed,
         validation: args.validation as usize,
+        steps: args.steps,
     }
 }
 

@@ -1,6 +1,10 @@
 //! Images where a device reads them, batches of them, and what is counted over a batch.
 
-use super::{Device, cpu::ops, cuda::context::Memory};
+use super::{
+    Device,
+    cpu::ops,
+    cuda::{context::Memory, epoch::Place, log::Log},
+};
 use crate::{
     Error, Result,
     data::{PIXELS, Split},
@@ -29,6 +33,14 @@ impl Images {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Images (N, 784) and labels (N), a byte each, on a GPU.
+    pub(crate) fn on_cuda(&self) -> Result<(&Memory, &Memory)> {
+        match &self.storage {
+            ImageStorage::Cuda { images, labels } => Ok((images, labels)),
+            ImageStorage::Cpu { .. } => Err(Error::shape("the images are not on a GPU")),
+        }
     }
 }
 
@@ -64,6 +76,8 @@ pub struct Batch {
     /// Normalised pixels.
     pub x: Tensor,
     pub(super) labels: Labels,
+    /// In a captured step whose epoch is laid out: where the images are there. `x` and `labels` hold nothing then.
+    pub(super) place: Option<Place>,
 }
 
 /// The labels of a batch, where the loss reads them.
@@ -132,7 +146,7 @@ impl Device {
             Device::Cpu(_) => Labels::Cpu(Vec::with_capacity(batch)),
             Device::Cuda(cuda) => Labels::Cuda(cuda.context().allocate(batch)?),
         };
-        Ok(Batch { x: self.activations(batch, PIXELS)?, labels })
+        Ok(Batch { x: self.activations(batch, PIXELS)?, labels, place: None })
     }
 
     /// Fills the batch with images of the split, normalised.
@@ -153,9 +167,21 @@ impl Device {
                 Ok(())
             }
             (Device::Cuda(cuda), ImageStorage::Cuda { images, labels }, Labels::Cuda(labels_out), rows) => {
-                cuda.gather((images, labels), rows, &mut into.x, labels_out)
+                into.place = cuda.gather((images, labels), rows, &mut into.x, labels_out)?;
+                Ok(())
             }
             _ => Err(Error::shape("gather: the images, the batch and the device are not of one kind")),
+        }
+    }
+
+    /// Lays the images out in the order that the log holds, where it has room for them.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn lay_out(&self, log: &Log, images: &Images) -> Result<()> {
+        match (self, &images.storage) {
+            (Device::Cuda(cuda), ImageStorage::Cuda { images, labels }) => cuda.lay_out(log, (images, labels)),
+            _ => Err(Error::shape("lay out: the images are not on a GPU")),
         }
     }
 }

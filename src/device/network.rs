@@ -70,6 +70,45 @@ impl Device {
         }
     }
 
+    /// The stem: [`Device::linear`] on the images of a batch, which a captured step may find elsewhere than in `batch.x`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn stem(&self, batch: &Batch, w: &Param, b: &Param, y: &mut Tensor) -> Result<()> {
+        let (outputs, inputs) = w.value.shape();
+        match self {
+            Device::Cuda(cuda) if cuda.takes_linear(inputs, outputs) => {
+                batch.x.expect("stem", "x", batch.x.rows(), inputs)?;
+                b.value.expect("stem", "bias", 1, outputs)?;
+                y.expect("stem", "y", batch.x.rows(), outputs)?;
+                cuda.linear(&batch.x, batch.place, (w, b), y)
+            }
+            Device::Cpu(_) | Device::Cuda(_) => self.linear(&batch.x, w, b, y),
+        }
+    }
+
+    /// The stem's [`Device::linear_backward`]; with a step, on Hopper, by one kernel that keeps no gradient.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn stem_backward(
+        &self,
+        dy: &Tensor,
+        batch: &Batch,
+        (w, b): (&mut Param, &mut Param),
+        step: Option<&SgdStep>,
+    ) -> Result<()> {
+        let (outputs, inputs) = w.value.shape();
+        match (self, step) {
+            (Device::Cuda(cuda), Some(step)) if cuda.takes_linear(inputs, outputs) => {
+                dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
+                batch.x.expect("stem backward", "x", dy.rows(), inputs)?;
+                cuda.linear_step(dy, (&batch.x, batch.place), (w, b), step)
+            }
+            _ => self.linear_backward(dy, &batch.x, (w, b), step),
+        }
+    }
+
     /// dW = dy^T x: (N, B) @ (B, K) -> (N, K), and db = column sums of dy: into their buffers, and, when a step is given,
     /// from there into the weights.
     ///
@@ -84,8 +123,7 @@ impl Device {
     ) -> Result<()> {
         dy.expect("linear backward", "dy", x.rows(), w.value.rows())?;
         x.expect("linear backward", "x", dy.rows(), w.value.cols())?;
-        let shape = w.value.shape();
-        self.gemm(Layout::Tn, dy, x, 0.0, self.velocity(&mut w.grad, shape)?)?;
+        self.gemm(Layout::Tn, dy, x, 0.0, self.gradient(w)?)?;
         if let Device::Cuda(cuda) = self {
             cuda.bias_gradient(dy, b, step)?;
             return step.map_or(Ok(()), |step| cuda.sgd(step, w));
@@ -117,7 +155,8 @@ impl Device {
     }
 
     /// The head, softmax cross-entropy over its logits, and dlogits of the mean loss when wanted. Losses and hits are added
-    /// to the tally; in a step that is being captured they go to its log instead. A GPU writes no logits: it is one kernel.
+    /// to the tally; in a step that is being captured they go to its log instead, which a backward, where there is one, ends
+    /// ([`Device::head_backward`]). A GPU writes no logits: it is one kernel.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -143,7 +182,7 @@ impl Device {
                 Ok(())
             }
             (Device::Cuda(cuda), Labels::Cuda(labels)) => {
-                cuda.head_loss(z, (&w.value, &b.value), labels, dlogits, tally)
+                cuda.head_loss(z, (&w.value, &b.value), (labels, batch.place), dlogits, tally)
             }
             _ => Err(Error::shape("head loss: the batch is on another device")),
         }
@@ -205,6 +244,18 @@ impl Device {
             *slot = Some(self.zeros(shape.0, shape.1)?);
         }
         slot.as_mut().ok_or_else(|| Error::shape("velocity: no tensor"))
+    }
+
+    /// The gradient's buffer of a weight, made when it is first asked for: of the elements that products read the weight in,
+    /// bf16 where it has a copy in bf16. The optimiser computes in fp32 all the same.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn gradient<'a>(&self, param: &'a mut Param) -> Result<&'a mut Tensor> {
+        match self {
+            Device::Cpu(_) => self.velocity(&mut param.grad, param.value.shape()),
+            Device::Cuda(cuda) => cuda.weight_grad_of(param),
+        }
     }
 
     /// Clips the norm of all gradients together to `bound`, as PyTorch does: `step` is changed to scale them. The norm,

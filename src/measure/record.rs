@@ -13,6 +13,7 @@ use super::{peers::PeerCase, timer::Cache, work::Pass};
 use crate::{
     Error, Kind, Result,
     device::{Device, cuda::driver::Driver},
+    model::persistent::Steps,
     swiglu::{Gates, Precision},
     train::{config::Config, metrics::Epoch},
 };
@@ -183,6 +184,17 @@ pub struct Training {
     /// trainings taken out. Empty in records that do not have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub elapsed_ms: Vec<f64>,
+}
+
+impl Training {
+    /// The implementation, and how its steps were run where that is not by launches.
+    pub fn name(&self) -> String {
+        let Config { swiglu, steps, .. } = &self.configuration;
+        match steps {
+            Steps::Persistent => format!("{swiglu}, {}", steps.name()),
+            Steps::Auto | Steps::Launches => swiglu.clone(),
+        }
+    }
 }
 
 /// A test image that the network gets wrong.

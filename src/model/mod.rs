@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod evaluate;
 pub mod init;
+pub mod persistent;
 pub mod recorded;
 pub mod schedule;
 
@@ -123,6 +124,11 @@ impl Mlp {
         })
     }
 
+    /// Its shapes, and how its layers compute.
+    pub fn config(&self) -> &MlpConfig {
+        &self.config
+    }
+
     /// The implementation of its SwiGLU layers.
     pub fn entry(&self) -> &'static Entry {
         self.config.entry
@@ -169,7 +175,7 @@ impl Mlp {
     fn trunk(&mut self, acts: &mut Activations, pass: Pass) -> Result<()> {
         acts.set_rows(acts.batch.x.rows())?;
         let Linear { weight, bias } = &self.stem;
-        self.device.linear(&acts.batch.x, weight, bias, &mut acts.hidden[0])?; // (B, 784) @ (784, D) -> (B, D)
+        self.device.stem(&acts.batch, weight, bias, &mut acts.hidden[0])?; // (B, 784) @ (784, D) -> (B, D)
         for (i, layer) in self.layers.iter_mut().enumerate() {
             let (before, after) = acts.hidden.split_at_mut(i + 1);
             layer.forward(&before[i], &mut after[0], pass)?; // (B, D) -> (B, H)
@@ -214,7 +220,7 @@ impl Mlp {
             layer.backward(&hidden[i], &dz[0], Some(&mut dx[i]), dwf)?; // (B, H) -> (B, D), (2H, D)
         }
         let Linear { weight, bias } = &mut self.stem;
-        device.linear_backward(&dhidden[0], &acts.batch.x, (weight, bias), at_once)?; // (D, B) @ (B, 784) -> (D, 784)
+        device.stem_backward(&dhidden[0], &acts.batch, (weight, bias), at_once)?; // (D, B) @ (B, 784) -> (D, 784)
 
         if let Some(bound) = clip_norm {
             outcome.grad_norm = self.clipped_step(*sgd, bound)?;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::{Activations, Mlp};
 use crate::{
     Result,
+    data::PIXELS,
     device::{
         Images, Rows, Tally,
-        cuda::{Cuda, graph::Graph, log::Log},
+        cuda::{Cuda, epoch::Epoch, graph::Graph, log::Log},
     },
 };
 
@@ -35,7 +36,7 @@ impl Evaluation {
         let counts: Vec<usize> = batches(images, batch).map(|(_, count)| count).collect();
         let log = Arc::new(Log::new(cuda.context(), counts.len(), images.len())?);
         log.begin(0, &(0..images.len() as u32).collect::<Vec<_>>(), &[])?;
-        let graph = cuda.record(&log, || evaluate(cuda, model, images, acts, batch))?;
+        let graph = cuda.record(&log, || evaluate(model, images, acts, batch))?;
         Ok(Evaluation { cuda: cuda.clone(), graph, log, counts })
     }
 
@@ -57,6 +58,24 @@ impl Evaluation {
     }
 }
 
+/// The log of `steps` steps of training a network of this width over `images` in batches of up to `batch`: with room for them in their order, where the
+/// stem's kernels read them so and no gradient is kept (`clips`: gradients wait for their norm).
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn training_log(
+    cuda: &Cuda,
+    width: usize,
+    (images, batch, steps): (usize, usize, usize),
+    clips: bool,
+) -> Result<Log> {
+    let log = Log::new(cuda.context(), steps, images)?;
+    if clips || !cuda.takes_linear(PIXELS, width) {
+        return Ok(log);
+    }
+    Ok(log.with_epoch(Epoch::new(cuda, images, batch)?))
+}
+
 /// First image and count of each batch.
 fn batches(images: &Images, batch: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
     let all = images.len();
@@ -67,10 +86,9 @@ fn batches(images: &Images, batch: usize) -> impl Iterator<Item = (usize, usize)
 ///
 /// # Errors
 /// When the device fails.
-pub fn evaluate(cuda: &Cuda, model: &mut Mlp, images: &Images, acts: &mut Activations, batch: usize) -> Result<()> {
+pub fn evaluate(model: &mut Mlp, images: &Images, acts: &mut Activations, batch: usize) -> Result<()> {
     for (first, count) in batches(images, batch) {
         model.evaluate_batch(images, Rows::At { first, count }, acts, &mut Tally::default())?;
-        cuda.advance(false)?;
     }
     Ok(())
 }

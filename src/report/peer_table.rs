@@ -110,7 +110,7 @@ fn epochs(peers: &[&PeerCase], trainings: &[&Training]) -> Option<Table> {
     let epochs: Vec<&PeerCase> = peers.iter().copied().filter(|peer| peer.pass == Timed::Epoch).collect();
     for peer in &epochs {
         let same = trainings.iter().filter(|training| same_epoch(peer, training));
-        let ours = fastest(same.map(|t| (t.configuration.swiglu.clone(), end::train_ms(t))));
+        let ours = fastest(same.map(|t| (t.name(), end::train_ms(t))));
         let mut row = vec![
             peer.name.clone(),
             peer.precision.name().into(),

@@ -6,7 +6,8 @@ use super::{
     waterfall::{self, Cause, Goal, Waterfall},
 };
 
-const CAUSES: [Cause; 5] = [Cause::Precision, Cause::LessWork, Cause::Fusion, Cause::Gates, Cause::OwnDwf];
+const CAUSES: [Cause; 6] =
+    [Cause::Precision, Cause::LessWork, Cause::Fusion, Cause::Gates, Cause::OwnDwf, Cause::OneLaunch];
 
 /// All ways that have records.
 pub fn table(data: &Data) -> Option<Table> {

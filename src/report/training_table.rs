@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     measure::{record::Training, timer::quantile},
+    model::persistent::Steps,
     swiglu::liger::LIGER_STYLE,
     train::{config::Config, metrics::Epoch},
 };
@@ -103,7 +104,7 @@ pub fn table(all: &[&Training]) -> Table {
         let config = &training.configuration;
         let mark = if training.trains_wf { "" } else { "*" };
         let mut row = vec![
-            config.swiglu.clone(),
+            training.name(),
             config.precision.name().into(),
             config.network.width.to_string(),
             config.network.hidden.to_string(),
@@ -113,7 +114,7 @@ pub fn table(all: &[&Training]) -> Table {
             or_dash(accuracy(training).map(|share| format!("{:.2}", 100.0 * share))),
             if training.trains_wf { "yes" } else { "no" }.into(),
             or_dash(training.peak_bytes.map(|bytes| format!("{:.0}", bytes as f64 / 1e6))),
-            training.launches.to_string(),
+            if config.steps == Steps::Persistent { "-".into() } else { training.launches.to_string() },
             or_dash(speed(training, all).map(|speed| format!("{speed:.2}{mark}"))),
         ];
         row.extend(GOALS.map(|goal| or_dash(seconds_to(training, goal).map(|s| format!("{s:.1}")))));
@@ -126,6 +127,9 @@ pub fn table(all: &[&Training]) -> Table {
              those of the SwiGLU layers.",
             training.epochs.len()
         ));
+    }
+    if all.iter().any(|training| training.configuration.steps == Steps::Persistent) {
+        table.notes.push("persistent: hundreds of steps in one launch, whose blocks keep the weights.".into());
     }
     if all.iter().any(|training| !training.trains_wf) {
         table.notes.push("* less work: Wf does not learn. Look at its accuracy too.".into());

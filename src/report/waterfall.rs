@@ -11,6 +11,7 @@ use crate::{
         timer::Cache,
         work::Pass,
     },
+    model::persistent::Steps,
     swiglu::{self, Entry, Gates, Precision, WeightLayout, liger::LIGER_STYLE},
 };
 
@@ -27,6 +28,8 @@ pub enum Cause {
     Gates,
     /// dWf from a kernel of our own; in a training, SGD in its epilogue.
     OwnDwf,
+    /// Hundreds of steps in one launch, whose blocks keep the weights.
+    OneLaunch,
 }
 
 impl Cause {
@@ -38,6 +41,7 @@ impl Cause {
             Cause::Fusion => "fusion",
             Cause::Gates => "gates saved",
             Cause::OwnDwf => "dWf in a kernel of our own",
+            Cause::OneLaunch => "steps in one launch",
         }
     }
 }
@@ -221,10 +225,14 @@ pub fn training(trainings: &[Training]) -> Vec<Waterfall> {
 fn walk_trainings(here: &[&Training]) -> Option<Waterfall> {
     let time = |training: &Training| end::train_ms(training).unwrap_or(f64::MAX);
     let precision = here.iter().min_by(|a, b| time(a).total_cmp(&time(b)))?.configuration.precision;
-    let find = |name: &str, precision| {
-        here.iter().copied().find(|t| t.configuration.swiglu == name && t.configuration.precision == precision)
+    let find = |name: &str, precision, persistent: bool| {
+        here.iter().copied().find(|t| {
+            let config = &t.configuration;
+            (config.swiglu.as_str(), config.precision, config.steps == Steps::Persistent)
+                == (name, precision, persistent)
+        })
     };
-    let start = find(LIGER_STYLE.name, Precision::Fp32)?;
+    let start = find(LIGER_STYLE.name, Precision::Fp32, false)?;
     let config = &start.configuration;
     let mut way = Waterfall {
         setting: end::setting_name(config),
@@ -238,13 +246,20 @@ fn walk_trainings(here: &[&Training]) -> Option<Waterfall> {
         (Cause::Precision, Some(&LIGER_STYLE)),
         (Cause::Fusion, fused_learning(false)),
         (Cause::OwnDwf, fused_learning(true)),
+        (Cause::OneLaunch, fused_learning(true)),
         (Cause::LessWork, frozen.copied()),
     ];
+    let mut persistent = false;
     for (cause, entry) in route {
         if cause == Cause::Precision && precision == Precision::Fp32 {
             continue;
         }
-        match entry.and_then(|entry| find(entry.name, precision)) {
+        let found = entry.and_then(|entry| find(entry.name, precision, persistent || cause == Cause::OneLaunch));
+        if cause == Cause::OneLaunch {
+            persistent = found.is_some();
+        }
+        match found {
+            None if cause == Cause::OneLaunch => {} // for small networks on some GPUs alone
             Some(training) => {
                 way.samples = way.samples.min(training.epochs.len());
                 way.steps.push(training_step(Some(cause), training));
@@ -257,9 +272,13 @@ fn walk_trainings(here: &[&Training]) -> Option<Waterfall> {
 
 fn training_step(cause: Option<Cause>, training: &Training) -> Step {
     let config = &training.configuration;
+    let launches = match config.steps {
+        Steps::Persistent => String::new(),
+        Steps::Auto | Steps::Launches => format!(", {} launches", training.launches),
+    };
     Step {
         cause,
-        label: format!("{}, {}, {} launches", config.swiglu, config.precision.name(), training.launches),
+        label: format!("{}, {}{launches}", training.name(), config.precision.name()),
         quality: end::accuracy(training).map_or(String::new(), |share| format!("{:.2} %", 100.0 * share)),
         ms: end::train_ms(training).unwrap_or_default(),
         spread: end::span(training, |epoch| epoch.train_ms),

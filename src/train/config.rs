@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Result,
     device::Device,
-    model::{MlpConfig, schedule::Schedule},
+    model::{MlpConfig, persistent::Steps, schedule::Schedule},
     swiglu::{self, Gates, LayerConfig, Precision},
 };
 
@@ -61,6 +61,9 @@ pub struct Config {
     pub seed: u64,
     /// Training images held out.
     pub validation: usize,
+    /// How steps are run on a GPU: `launches` or `persistent`, once the run has begun.
+    #[serde(default = "Steps::of_old")]
+    pub steps: Steps,
 }
 
 impl Config {

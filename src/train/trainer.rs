@@ -159,7 +159,7 @@ impl Trainer {
             steps_per_epoch: self.schedule.steps_per_epoch,
             compile_ms: self.recorded.as_ref().map(|recorded| recorded.ready.compile.ms),
             capture_ms: self.recorded.as_ref().map(|recorded| recorded.ready.capture_ms),
-            launches: self.recorded.as_ref().map(|recorded| recorded.ready.launches),
+            launches: self.recorded.as_ref().and_then(|recorded| recorded.ready.launches),
             resumed_at: (self.position != Position::default()).then_some((self.position.epoch, self.position.step)),
         }))
     }

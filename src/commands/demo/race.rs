@@ -23,7 +23,7 @@ use crate::{
     data::Dataset,
     device::Device,
     measure::record::Training,
-    model::{Mlp, checkpoint::Arrays},
+    model::{Mlp, checkpoint::Arrays, persistent::Steps},
     swiglu,
     train::{
         metrics::Event,
@@ -74,7 +74,8 @@ pub fn run(
         if stop.load(Ordering::Relaxed) {
             return Err(interrupted());
         }
-        let mut runner = Runner::new(configuration(args, entry, device), entry, device, dataset, loading)?;
+        let mut runner =
+            Runner::new(configuration(args, entry, device, Steps::Auto)?, entry, device, dataset, loading)?;
         // What is compiled and captured for a GPU is no part of the race.
         runner.prepare()?;
         let steps = runner.trainer.steps_per_epoch() * u64::from(args.epochs);

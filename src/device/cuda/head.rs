@@ -4,8 +4,9 @@ use super::{
     Cuda,
     compile::Configuration,
     context::Memory,
+    epoch::{Epoch, Place},
     modules::{
-        Arg::{Int, Pointer},
+        Arg::{self, Int, Pointer},
         Grid,
     },
     ops::{grid, int, pointer},
@@ -17,11 +18,24 @@ use crate::{
 };
 
 impl Cuda {
-    /// Head rows that a block takes: four share each read of the weights when there are enough rows for every multiprocessor.
+    /// Head rows that a block takes: eight share each read of the weights when there are enough rows for every multiprocessor.
     fn head(&self, batch: usize, hidden: usize) -> (Configuration, Grid) {
-        let rows = if batch >= 512 { 4 } else { 1 };
-        let configuration = self.configuration("head.cu", self.is_aligned(hidden), &[("HEAD_ROWS", rows)]);
-        (configuration, grid(batch.div_ceil(rows as usize), 256))
+        let (rows, chunk) = if batch >= 512 { (8, 1024) } else { (1, 256) };
+        let defines = [("HEAD_ROWS", rows), ("HEAD_CHUNK", chunk)];
+        let configuration = self.configuration("head.cu", self.is_aligned(hidden), &defines);
+        (configuration, self.early(grid(batch.div_ceil(rows as usize), 256)))
+    }
+
+    /// Where the loss of each row stands, and what is told of where they are added up: loss, hits, step. In a captured step that
+    /// is its log.
+    fn tally_args(&self, batch: usize) -> Result<[Arg; 4]> {
+        let losses = Pointer(self.scratch("losses", batch * 4)?);
+        if let Some(log) = self.recording() {
+            let [loss, hits] = [log.losses(), log.hits()].map(|memory| Pointer(memory.pointer()));
+            return Ok([losses, loss, hits, Pointer(log.step_pointer())]);
+        }
+        let result = self.scratch("loss", 8)?;
+        Ok([losses, Pointer(result), Pointer(result + 4), Pointer(0)])
     }
 
     /// logits = z W^T + b: (B, H) @ (H, 10) -> (B, 10).
@@ -43,8 +57,8 @@ impl Cuda {
         unsafe { self.launch(&configuration, "head_forward", grid, &args) }
     }
 
-    /// The head with softmax, cross-entropy and dlogits. In a captured step the losses go to the log; else they are waited
-    /// for and added to `tally`.
+    /// The head with softmax, cross-entropy and dlogits. In a captured step of training the backward of the head adds the losses
+    /// up and moves the log on; in an evaluation this does; else they are waited for and added to `tally`.
     ///
     /// # Errors
     /// When the device fails.
@@ -52,47 +66,62 @@ impl Cuda {
         &self,
         z: &Tensor,
         (w, b): (&Tensor, &Tensor),
-        labels: &Memory,
+        (labels, place): (&Memory, Option<Place>),
         dlogits: Option<&mut Tensor>,
         tally: &mut Tally,
     ) -> Result<()> {
         let (batch, hidden) = z.shape();
         let (configuration, grid) = self.head(batch, hidden);
-        let dlogits = match dlogits {
-            Some(dlogits) => pointer(dlogits)?,
-            None => 0,
+        let (trains, dlogits) = match dlogits {
+            Some(dlogits) => (true, pointer(dlogits)?),
+            None => (false, 0),
         };
-        let losses = self.scratch("losses", batch * 4)?;
-        let counter = self.scratch("loss counter", 4)?;
-        let result = self.scratch("loss", 8)?;
         let log = self.recording();
-        let (loss, hits, step) = log
-            .as_ref()
-            .map_or((result, result + 4, 0), |log| (log.losses().pointer(), log.hits().pointer(), log.step_pointer()));
+        let counter = match &log {
+            Some(_) if trains => 0,
+            Some(_) | None => self.scratch("loss counter", 4)?,
+        };
+        let [losses, loss, hits, step] = self.tally_args(batch)?;
+        let (labels, label_step, first) = match (&log, place) {
+            (Some(log), Some(place)) => {
+                let labels = log.epoch().map_or(labels.pointer(), Epoch::labels);
+                (labels, if place.moves { log.step_pointer() } else { 0 }, place.first)
+            }
+            _ => (labels.pointer(), 0, 0),
+        };
+        let (rates, rate) = match &log {
+            Some(log) if trains => (log.rates_pointer(), self.shared.scalars.pointer()),
+            Some(_) | None => (0, 0),
+        };
         let args = [
             Pointer(self.expect_activation("head", "z", z)?),
             Pointer(pointer(w)?),
             Pointer(pointer(b)?),
-            Pointer(labels.pointer()),
+            Pointer(labels),
+            Pointer(label_step),
+            Int(int(first as usize)?),
             Pointer(dlogits),
-            Pointer(losses),
+            losses,
             Pointer(counter),
-            Pointer(loss),
-            Pointer(hits),
-            Pointer(step),
+            loss,
+            hits,
+            step,
+            Pointer(rates),
+            Pointer(rate),
             Int(int(batch)?),
             Int(int(hidden)?),
         ];
         // SAFETY: the arguments are the kernel's, and shapes were checked; the counter is zero before and after.
         unsafe { self.launch(&configuration, "head_loss", grid, &args)? };
         if self.is_eager() {
-            let [loss, hits] = self.read_two_words(result)?;
+            let [loss, hits] = self.read_two_words(self.scratch("loss", 8)?)?;
             tally.add(f32::from_bits(loss), hits, batch);
         }
         Ok(())
     }
 
-    /// dz = dlogits W: (B, 10) @ (10, H) -> (B, H); dW and db into their buffers, or straight into a step.
+    /// dz = dlogits W: (B, 10) @ (10, H) -> (B, H); dW and db into their buffers, or straight into a step. In a captured step the
+    /// losses of its rows are added up as well, into the log, which moves on to the next step.
     ///
     /// # Errors
     /// When the device fails.
@@ -106,7 +135,12 @@ impl Cuda {
     ) -> Result<()> {
         let (batch, hidden) = z.shape();
         let (configuration, _) = self.head(batch, hidden);
-        let launch = grid(hidden.div_ceil(16), 1024);
+        let mut tally = self.tally_args(batch)?;
+        let adds_up = self.recording().is_some();
+        if !adds_up {
+            tally = [Pointer(0); 4];
+        }
+        let launch = self.early(grid(hidden.div_ceil(16) + usize::from(adds_up), 1024));
         let z = Pointer(self.expect_activation("head backward", "z", z)?);
         let dz = Pointer(self.expect_activation("head backward", "dz", dz)?);
         let dlogits = Pointer(pointer(dlogits)?);
@@ -116,12 +150,12 @@ impl Cuda {
             let step = step.for_param(weight.decays); // the kernel leaves the bias without decay
             let v = Pointer(pointer(self.velocity_of(weight)?)?);
             let (b, bv) = (Pointer(pointer(&bias.value)?), Pointer(pointer(self.velocity_of(bias)?)?));
-            let args = [&[z, w, v, b, bv, dlogits, dz], &self.sgd_args(&step)?[..], &sizes].concat();
+            let args = [&[z, w, v, b, bv, dlogits, dz][..], &tally[..], &self.sgd_args(&step)?[..], &sizes].concat();
             // SAFETY: the arguments are the kernel's, and shapes were checked.
             return unsafe { self.launch(&configuration, "head_backward_sgd", launch, &args) };
         }
         let (dw, db) = (Pointer(pointer(self.grad_of(weight)?)?), Pointer(pointer(self.grad_of(bias)?)?));
-        let args = [z, w, dlogits, dz, dw, db, sizes[0], sizes[1]];
+        let args = [&[z, w, dlogits, dz, dw, db][..], &tally[..], &sizes].concat();
         // SAFETY: as above.
         unsafe { self.launch(&configuration, "head_backward", launch, &args) }
     }

@@ -160,6 +160,16 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
     HopperTile { share_b: if long && tile.cols == 256 { 2 } else { 1 }, ..tile }
 }
 
+/// The tile of a linear layer's forward: where the batch is small its blocks are few, and split the sum.
+pub fn linear(chip: Chip, precision: Precision, batch: usize, inputs: usize, outputs: usize) -> HopperTile {
+    let tiles: &[HopperTile] = match precision {
+        _ if batch <= 128 => &[tile(1, 64, 4, 1)],
+        Precision::Fp32Emulated => &[tile(2, 128, 1, 1)],
+        Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1)],
+    };
+    first_that_fills(chip, precision, &with_results(tiles, precision), (outputs, batch), &[inputs])
+}
+
 /// The backward's tile, by the shape of dx.
 pub fn backward_dx(
     chip: Chip,
@@ -190,13 +200,11 @@ pub fn backward_dx(
     first_that_fills(chip, precision, &with_results(tiles, precision), (inputs, batch), sums)
 }
 
-/// The tile of dWf, with or without SGD in its epilogue.
-pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize, update: bool) -> HopperTile {
+/// The tile of dWf.
+pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
     const TILES: [HopperTile; 4] = [tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(1, 128, 1, 2), tile(1, 64, 1, 2)];
     let tiles: &[HopperTile] = match precision {
         Precision::Fp32Emulated => &[tile(2, 128, 1, 1), tile(1, 64, 1, 2)],
-        // The update is a stream over the weights: two blocks a multiprocessor keep more of it under way, until arithmetic counts.
-        _ if update && batch <= 256 => &TILES[2..],
         _ => &TILES,
     };
     first_that_fills(chip, precision, tiles, (2 * hidden, inputs), &[batch])
@@ -232,9 +240,8 @@ mod tests {
                 check(forward(Chip::H200, precision, batch, inputs, hidden), &[inputs]);
                 check(backward_dx(Chip::H200, precision, batch, inputs, hidden, true), &[2 * hidden]);
                 check(backward_dx(Chip::H200, precision, batch, inputs, hidden, false), &[2 * hidden, inputs]);
-                for update in [false, true] {
-                    check(dwf(Chip::H200, precision, batch, inputs, hidden, update), &[batch]);
-                }
+                check(linear(Chip::H200, precision, batch, inputs, hidden), &[inputs]);
+                check(dwf(Chip::H200, precision, batch, inputs, hidden), &[batch]);
             }
         }
     }

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use super::context::{Context, Memory};
+use super::{
+    context::{Context, Memory},
+    epoch::Epoch,
+};
 use crate::{Error, Result};
 
 /// Counters, order, learning rates, losses and hits of the steps of an epoch.
@@ -15,12 +18,14 @@ pub struct Log {
     step: Memory,
     /// The images' order: u32 each.
     order: Memory,
-    /// The learning rate of each step, and one more: the kernel that ends a step reads the next.
+    /// The learning rate of each step.
     rates: Memory,
     /// Mean loss of each step: f32.
     losses: Memory,
     /// Images of each step that were classified right: u32.
     hits: Memory,
+    /// Its images in their order, where the stem reads them so.
+    epoch: Option<Epoch>,
 }
 
 impl Log {
@@ -34,10 +39,17 @@ impl Log {
             images,
             step: context.allocate(4)?,
             order: context.allocate(images * 4)?,
-            rates: context.allocate((steps + 1) * 4)?,
+            rates: context.allocate(steps * 4)?,
             losses: context.allocate(steps * 4)?,
             hits: context.allocate(steps * 4)?,
+            epoch: None,
         })
+    }
+
+    /// The same with room for its images, laid out in their order: [`Cuda::lay_out`](super::Cuda::lay_out) fills it.
+    #[must_use]
+    pub fn with_epoch(self, epoch: Epoch) -> Log {
+        Log { epoch: Some(epoch), ..self }
     }
 
     /// Begins at step `first` of an epoch with this order and these learning rates (none for an evaluation).
@@ -87,15 +99,19 @@ impl Log {
         &self.hits
     }
 
-    pub(super) fn step_pointer(&self) -> u64 {
+    pub(super) fn epoch(&self) -> Option<&Epoch> {
+        self.epoch.as_ref()
+    }
+
+    pub(crate) fn step_pointer(&self) -> u64 {
         self.step.pointer()
     }
 
-    pub(super) fn order_pointer(&self) -> u64 {
+    pub(crate) fn order_pointer(&self) -> u64 {
         self.order.pointer()
     }
 
-    pub(super) fn rates_pointer(&self) -> u64 {
+    pub(crate) fn rates_pointer(&self) -> u64 {
         self.rates.pointer()
     }
 }

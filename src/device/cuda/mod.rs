@@ -15,6 +15,8 @@
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
 //! | [`tiles`], [`hopper_tiles`] | which tile a product is given |
 //! | [`ops`], [`head`] | the operations of the network |
+//! | [`hopper`], [`hopper_linear`] | what launches on Hopper share; a linear layer there, and the step of a weight |
+//! | [`epoch`] | an epoch's images laid out in their order |
 //! | [`timing`] | device time of some work |
 //!
 //! Nothing here panics when a library is not there, and nothing of CUDA is needed to build it.
@@ -24,9 +26,12 @@ pub mod cache;
 pub mod compile;
 pub mod context;
 pub mod driver;
+pub mod epoch;
 pub mod event;
 pub mod graph;
 pub mod head;
+pub mod hopper;
+pub mod hopper_linear;
 pub mod hopper_tiles;
 pub mod launch;
 pub mod library;
@@ -61,7 +66,7 @@ use modules::{Arg, CompileTime, Grid, Modules};
 pub enum Element {
     /// IEEE single precision: all parameters, and the activations of all precisions but bf16.
     F32,
-    /// bf16: activations and the copies of weights that products read.
+    /// bf16: activations, the copies of weights that products read, and those weights' gradients.
     Bf16,
 }
 
@@ -274,6 +279,11 @@ impl Cuda {
             Mode::Recording(log) => Some(log.clone()),
             Mode::Eager | Mode::Planning(_) => None,
         }
+    }
+
+    /// Starts a kernel that calls `griddepcontrol.wait` before the one ahead of it has ended, where the device can.
+    fn early(&self, grid: Grid) -> Grid {
+        if self.shared.context.gpu().capability >= (9, 0) { grid.started_early() } else { grid }
     }
 
     /// Compiles, on all cores, every kernel that `work` launches, without running any of it.

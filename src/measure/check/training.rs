@@ -11,12 +11,14 @@ use crate::{
     Result,
     data::{CLASSES, MEAN, PIXELS, STD, Split},
     device::{
-        Device, Rows, SgdStep,
+        Device, Images, Rows, SgdStep,
         cuda::{Cuda, log::Log},
     },
     model::{
         Activations, Mlp, MlpConfig,
         checkpoint::{Array, Arrays, names},
+        persistent::{Persistent, Steps},
+        recorded,
     },
     rng::{self, Purpose, normal, uniform},
     swiglu::{
@@ -25,13 +27,17 @@ use crate::{
     },
 };
 
-/// Shapes and depths that are checked: more images than one tile holds and rows of any length; rows of whole 16 bytes. D differs
-/// from H.
+/// Shapes and depths that are checked: more images than one tile holds and rows of any length; rows of whole 16 bytes, in one tile
+/// and in several. D differs from H.
 pub const NETWORKS: &[(Dims, usize)] = &[
     (Dims { batch: 150, inputs: 67, hidden: 101 }, 1),
     (Dims { batch: 150, inputs: 67, hidden: 101 }, 2),
     (Dims { batch: 136, inputs: 96, hidden: 64 }, 1),
     (Dims { batch: 136, inputs: 96, hidden: 64 }, 2),
+    (Dims { batch: 300, inputs: 200, hidden: 136 }, 1),
+    // Small enough for persistent steps, in parts of 16 columns and of 32.
+    (Dims { batch: 50, inputs: 67, hidden: 101 }, 1),
+    (Dims { batch: 40, inputs: 392, hidden: 136 }, 1),
 ];
 
 /// Whole batches; one more step has what is left of the images.
@@ -225,10 +231,9 @@ impl TrainingCase {
         let losses = match device {
             Device::Cuda(cuda) if replayed => {
                 let cuda = cuda.with_precision(precision);
-                self.replay(&cuda, |rows| {
-                    step(&mut acts, rows, 0.0)?; // the rate is read from the log
-                    cuda.advance(true)
-                })?
+                let size = (self.order.len(), batch, self.rates.len());
+                let log = Arc::new(recorded::training_log(&cuda, inputs, size, recipe.clip_norm.is_some())?);
+                self.replay(&cuda, &log, &images, |rows| step(&mut acts, rows, 0.0).map(|_| ()))? // the rate is the log's
             }
             _ => {
                 let steps = self.order.chunks(batch).zip(&self.rates);
@@ -238,20 +243,61 @@ impl TrainingCase {
         Ok(Outcome { weights: model.weights()?, losses })
     }
 
+    /// All steps by the kernel that takes several in a launch: one alone, then the others. None where it cannot train this network.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn run_persistent(
+        &self,
+        entry: &'static Entry,
+        cuda: &Cuda,
+        (precision, gates): (Precision, Gates),
+        recipe: &Recipe,
+    ) -> Result<Option<Outcome>> {
+        let Dims { batch, inputs, hidden } = self.dims;
+        let device = Device::Cuda(cuda.clone());
+        let layer = LayerConfig { device: device.clone(), inputs, hidden, gates, precision };
+        let config = MlpConfig { entry, layer, depth: self.depth };
+        if Steps::Auto.resolve(&device, &config, batch, recipe.clip_norm.is_some())? != Steps::Persistent {
+            return Ok(None);
+        }
+        let mut model = Mlp::zeros(config)?;
+        model.set_weights(&self.weights)?;
+        model.set_velocities(&self.velocities)?;
+        let (images, steps) = (device.images(self.images.clone())?, self.order.len().div_ceil(batch));
+        let log = Log::new(cuda.context(), self.rates.len(), self.order.len())?;
+        let cuda = cuda.with_precision(precision);
+        let persistent = Persistent::new(&cuda, &mut model, &images, (&log, &recipe.sgd, batch))?;
+        if !cuda.is_planning() {
+            log.begin(0, &self.order, &self.rates)?;
+        }
+        persistent.run(1)?;
+        persistent.run(steps - 1)?;
+        let losses = if cuda.is_planning() { Vec::new() } else { log.results(steps)?.0 };
+        Ok(Some(Outcome { weights: model.weights()?, losses }))
+    }
+
     /// The steps as an epoch on a GPU takes them: a graph of a whole batch, replayed, and one of what is left.
-    fn replay(&self, cuda: &Cuda, mut step: impl FnMut(Rows<'_>) -> Result<()>) -> Result<Vec<f32>> {
-        let (batch, images) = (self.dims.batch, self.order.len());
-        let last = Rows::At { first: FULL_STEPS * batch, count: images - FULL_STEPS * batch };
+    fn replay(
+        &self,
+        cuda: &Cuda,
+        log: &Arc<Log>,
+        images: &Images,
+        mut step: impl FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let device = Device::Cuda(cuda.clone());
+        let (batch, count) = (self.dims.batch, self.order.len());
+        let last = Rows::At { first: FULL_STEPS * batch, count: count - FULL_STEPS * batch };
         if cuda.is_planning() {
+            device.lay_out(log, images)?;
             step(Rows::Next(batch))?;
             step(last)?;
             return Ok(Vec::new());
         }
-        let log = Arc::new(Log::new(cuda.context(), self.rates.len(), images)?);
-        let whole = cuda.record(&log, || step(Rows::Next(batch)))?;
-        let rest = cuda.record(&log, || step(last))?;
+        let whole = cuda.record(log, || step(Rows::Next(batch)))?;
+        let rest = cuda.record(log, || step(last))?;
         log.begin(0, &self.order, &self.rates)?;
-        cuda.set_rate(self.rates[0])?;
+        device.lay_out(log, images)?;
         (0..FULL_STEPS).try_for_each(|_| whole.replay())?;
         rest.replay()?;
         Ok(log.results(self.rates.len())?.0)
@@ -275,8 +321,16 @@ pub fn check_training(
     let mut checks = Vec::new();
     for recipe in &RECIPES {
         let ways = if matches!(device, Device::Cuda(_)) { &[false, true][..] } else { &[false] };
+        let mut outcomes = Vec::new();
         for &replayed in ways {
             let outcome = case.run(entry, device, (precision, gates), recipe, replayed)?;
+            outcomes.push((recipe.names[usize::from(replayed)], outcome));
+        }
+        if let Device::Cuda(cuda) = device {
+            let outcome = case.run_persistent(entry, cuda, (precision, gates), recipe)?;
+            outcomes.extend(outcome.map(|outcome| ("persistent", outcome)));
+        }
+        for (pass, outcome) in outcomes {
             let errors = case.errors(recipe, entry.trains_weight, &outcome);
             let worst = errors.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
             let (parameter, rel_err) = worst.unwrap_or_else(|| ("nothing".into(), f64::INFINITY));
@@ -285,7 +339,7 @@ pub fn check_training(
                 device: device.name(),
                 precision,
                 gates,
-                pass: recipe.names[usize::from(replayed)],
+                pass,
                 batch,
                 inputs,
                 hidden,

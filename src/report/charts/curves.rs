@@ -82,8 +82,8 @@ fn chart(data: &Data, name: String, trainings: &[&Training]) -> Chart {
             entries: trainings
                 .iter()
                 .map(|t| {
-                    let name = t.configuration.swiglu.clone();
-                    (name.clone(), palette::series(super::series(&name)), Mark::Line)
+                    let name = t.name();
+                    (name, palette::series(super::series(&t.configuration.swiglu)), Mark::Line)
                 })
                 .collect(),
         }),
@@ -111,7 +111,7 @@ fn caption(trainings: &[&Training]) -> String {
         t.epochs.len() == first.epochs.len() && pairs().all(|(a, b)| (a.test_accuracy - b.test_accuracy).abs() < SAME)
     };
     let (alike, apart): (Vec<_>, Vec<_>) = trainings.iter().partition(same);
-    let names = |of: &[&&Training]| joined(&of.iter().map(|t| t.configuration.swiglu.clone()).collect::<Vec<_>>());
+    let names = |of: &[&&Training]| joined(&of.iter().map(|t| t.name()).collect::<Vec<_>>());
     let mut said = Vec::new();
     if alike.len() > 1 {
         said.push(format!(
@@ -125,10 +125,10 @@ fn caption(trainings: &[&Training]) -> String {
         let points = 100.0 * (here - there);
         said.push(format!(
             "{} ends {:.2} points {} {}.",
-            other.configuration.swiglu,
+            other.name(),
             points.abs(),
             if points < 0.0 { "below" } else { "above" },
-            first.configuration.swiglu
+            first.name()
         ));
     }
     said.join(" ")

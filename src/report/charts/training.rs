@@ -120,7 +120,7 @@ fn caption(trainings: &[&Training]) -> String {
     };
     let mut said = Vec::new();
     if let Some(best) = fastest(true) {
-        let name = &best.configuration.swiglu;
+        let name = best.name();
         said.push(format!(
             "Of those that learn, {name} trains fastest: {} ms an epoch{}.",
             ms(time(best)),
@@ -130,7 +130,7 @@ fn caption(trainings: &[&Training]) -> String {
             let points = 100.0 * (end::accuracy(best).unwrap_or(0.0) - end::accuracy(frozen).unwrap_or(0.0));
             said.push(format!(
                 "{} takes {} ms and ends {:.2} points {}.",
-                frozen.configuration.swiglu,
+                frozen.name(),
                 ms(time(frozen)),
                 points.abs(),
                 if points < 0.0 { "above it" } else { "below it" }
@@ -180,7 +180,7 @@ fn cost(data: &Data, trainings: &[&Training], device: &str, precision: Precision
         }
         let goal = 100.0 * goal;
         cheapest.push(match best {
-            Some((time, t)) => format!("{goal} % costs least with {}: {}.", t.configuration.swiglu, seconds(time)),
+            Some((time, t)) => format!("{goal} % costs least with {}: {}.", t.name(), seconds(time)),
             None => format!("Nothing here reaches {goal} %."),
         });
     }

@@ -1,19 +1,16 @@
 //! The fused kernels on a GPU: Hopper's where they take the shape, else the portable ones, kernels/swiglu_fused_forward.cu,
 //! swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{
-    super::reference::Dims,
-    Keep,
-    hopper::{self, Planes},
-};
+use super::{super::reference::Dims, Keep, hopper};
 use crate::{
     Result,
     device::{
         Layout, Precision, SgdStep,
         cuda::{
-            Cuda, Element,
+            Cuda,
             blas::Operand,
             context::Memory,
+            hopper::Planes,
             modules::{
                 Arg::{self, Int, Pointer},
                 Grid,
@@ -263,7 +260,7 @@ pub fn backward_dwf(
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf_sgd", grid, &args) }
         }
         None => {
-            let grad = Pointer(cuda.grad_of(weight)?.cuda()?.memory.pointer());
+            let grad = Pointer(cuda.weight_grad_of(weight)?.cuda()?.memory.pointer());
             let args = [&head[..], &[grad], &sizes(dims)?].concat();
             // SAFETY: as above.
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf", grid, &args) }
@@ -272,7 +269,7 @@ pub fn backward_dwf(
 }
 
 /// What a kernel that updates weights in place is given: weights, velocity, the copy that products read, and the step.
-pub(super) fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
+fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Arg>> {
     let velocity = cuda.velocity_of(weight)?.cuda()?.memory.pointer();
     let copy = weight.copy.as_ref().map_or(Ok(0), |copy| copy.cuda().map(|copy| copy.memory.pointer()))?;
     let value = weight.value.cuda()?.memory.pointer();
@@ -286,11 +283,11 @@ pub(super) fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Re
 /// When cuBLAS refuses.
 pub fn library_dwf(cuda: &Cuda, dims: Dims, x: &Tensor, dgates: u64, weight: &mut Param) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
-    let grad = cuda.grad_of(weight)?.cuda()?.memory.pointer();
+    let grad = cuda.weight_grad_of(weight)?.cuda()?.memory.pointer();
     let element = cuda.element();
     let dgates = Operand { pointer: dgates, element, shape: (batch, 2 * hidden) };
     let x = Operand { pointer: cuda.expect_activation("dWf", "x", x)?, element, shape: (batch, inputs) };
-    let grad = Operand { pointer: grad, element: Element::F32, shape: (2 * hidden, inputs) };
+    let grad = Operand { pointer: grad, element, shape: (2 * hidden, inputs) };
     // SAFETY: (2H, B) @ (B, D) -> (2H, D): the shapes fit, and all three live on this device.
     unsafe { cuda.gemm_operands(Layout::Tn, dgates, x, 0.0, grad) }
 }

@@ -13,13 +13,10 @@ use crate::{
         Precision, SgdStep,
         cuda::{
             Cuda,
-            compile::Configuration,
+            hopper::{Planes, activations, configuration, element, grid, matrix, transposed, wide},
+            hopper_linear::Input,
             hopper_tiles::{self, HopperTile},
-            modules::{
-                Arg::{Int, Map, Pointer},
-                Grid,
-            },
-            ops::int,
+            modules::Arg::{Map, Pointer},
             tensor_map::{Boxes, MapElement, Swizzle, TensorMap},
         },
     },
@@ -33,25 +30,6 @@ pub fn takes(cuda: &Cuda, dims: Dims) -> bool {
         && cuda.is_aligned(dims.inputs)
         && cuda.is_aligned(dims.hidden)
         && dims.hidden.is_multiple_of(8)
-}
-
-/// How the copy engine is to read activations and weights.
-fn element(cuda: &Cuda) -> MapElement {
-    match cuda.precision() {
-        Precision::Tf32 => MapElement::Tf32,
-        Precision::Bf16 => MapElement::Bf16,
-        Precision::Fp32 | Precision::Fp32Emulated => MapElement::F32,
-    }
-}
-
-/// Elements in the 128 bytes of a box's row.
-fn wide(cuda: &Cuda) -> usize {
-    128 / cuda.element().bytes()
-}
-
-/// A row-major matrix, `rows` rows of a box at a time, 128 bytes wide.
-fn matrix(cuda: &Cuda, name: &str, pointer: u64, shape: (usize, usize), rows: usize) -> Result<TensorMap> {
-    Boxes::of_matrix(name, element(cuda), pointer, shape, (rows, wide(cuda)), Swizzle::Bytes128)
 }
 
 /// Wf (2H, D) as (H / 8, 2, 8, D), so that one copy brings gates and their ups in turns of 8 rows.
@@ -69,79 +47,10 @@ fn gate_up(cuda: &Cuda, dims: Dims, pointer: u64, tile: HopperTile) -> Result<Te
     .encode()
 }
 
-/// Activations for fp32-emulated, split into two planes of fp16: hi (rows, cols), then lo, and a factor a row.
-#[derive(Clone, Copy, Debug)]
-pub struct Planes {
-    /// Where hi begins.
-    pub hi: u64,
-    /// Where the factors begin, (rows) fp32.
-    pub down: u64,
-}
-
-impl Planes {
-    /// Bytes of both planes, and of the factors.
-    pub fn bytes(rows: usize, cols: usize) -> (usize, usize) {
-        (4 * rows * cols, 4 * rows)
-    }
-
-    /// Room for them that nobody reads after the next launches of the same purpose; for `parts` factors a row.
-    ///
-    /// # Errors
-    /// When there is not so much memory.
-    pub fn in_scratch(
-        cuda: &Cuda,
-        purposes: (&'static str, &'static str),
-        (rows, cols): (usize, usize),
-        parts: usize,
-    ) -> Result<Planes> {
-        let (hi, down) = Planes::bytes(rows, cols);
-        Ok(Planes { hi: cuda.scratch(purposes.0, hi)?, down: cuda.scratch(purposes.1, parts * down)? })
-    }
-
-    /// Boxes of `box_rows` rows, 64 elements wide, of both planes: row r of lo is row `rows` + r.
-    fn map(&self, name: &str, (rows, cols): (usize, usize), box_rows: usize) -> Result<TensorMap> {
-        Boxes::of_matrix(name, MapElement::F16, self.hi, (2 * rows, cols), (box_rows, 64), Swizzle::Bytes128)
-    }
-
-    /// Splits x (rows, cols), in one launch.
-    fn fill(&self, cuda: &Cuda, x: u64, (rows, cols): (usize, usize)) -> Result<()> {
-        let args = [Pointer(x), Pointer(self.hi), Pointer(self.down), Int(int(rows)?), Int(int(cols)?)];
-        let configuration = cuda.configuration("hopper_split.cu", true, &[]);
-        // SAFETY: the arguments are the kernel's; the planes have room for both halves of x, and the factors for its rows.
-        unsafe { cuda.launch(&configuration, "hopper_split", Grid::new(rows, 256, 0).started_early(), &args) }
-    }
-}
-
-/// The operand that lies along the batch in the forward's product, and the factors of its rows (0 where there are none).
-fn activations(
-    cuda: &Cuda,
-    name: &str,
-    pointer: u64,
-    planes: Option<Planes>,
-    shape: (usize, usize),
-    box_rows: usize,
-) -> Result<(TensorMap, u64)> {
-    match planes {
-        Some(planes) => Ok((planes.map(name, shape, box_rows)?, planes.down)),
-        None => Ok((matrix(cuda, name, pointer, shape, box_rows)?, 0)),
-    }
-}
-
-fn configuration(cuda: &Cuda, file: &'static str, tile: HopperTile, more: &[(&'static str, u32)]) -> Configuration {
-    cuda.configuration(file, true, &[&tile.defines()[..], more].concat())
-}
-
 /// The define for how much of Wf (2H, D) its readers ask L2 to keep, where each line is read once.
 fn kept(cuda: &Cuda, dims: Dims, tile: HopperTile) -> (&'static str, u32) {
     let bytes = 2 * dims.hidden * dims.inputs * cuda.element().bytes();
     ("KEPT", if dims.batch <= tile.cols { hopper_tiles::kept(cuda.chip(), bytes) } else { 0 })
-}
-
-fn grid(cuda: &Cuda, tile: HopperTile, clusters: usize) -> Grid {
-    let blocks = clusters * tile.cluster();
-    let grid = Grid::new(blocks, tile.threads(), tile.shared(cuda.precision())).in_clusters(tile.cluster());
-    // A kernel that fills the chip more than once would only have to share it with the next one's idle blocks.
-    if blocks <= cuda.chip().multiprocessors * tile.blocks { grid.started_early() } else { grid }
 }
 
 /// z = silu(x Wg^T) * (x Wu^T): (B, D) @ (D, 2H) -> (B, H), in one launch.
@@ -255,18 +164,6 @@ pub fn backward_dx(
     Ok(dgates)
 }
 
-/// x^T (D, pitch) in scratch: TF32's tensor cores read operands along the sum only, and dWf sums over the batch.
-fn transposed(cuda: &Cuda, batch: usize, inputs: usize, x: u64) -> Result<(u64, usize)> {
-    let pitch = batch.next_multiple_of(4);
-    let out = cuda.scratch("x transposed", inputs * pitch * 4)?;
-    let args = [Pointer(x), Pointer(out), Int(int(batch)?), Int(int(inputs)?), Int(int(pitch)?)];
-    let configuration = cuda.configuration("hopper_transpose.cu", true, &[]);
-    let grid = Grid::new(inputs.div_ceil(32) * batch.div_ceil(32), 256, 0).started_early();
-    // SAFETY: the arguments are the kernel's, and the scratch memory is as large as it writes.
-    unsafe { cuda.launch(&configuration, "hopper_transpose", grid, &args)? };
-    Ok((out, pitch))
-}
-
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D): into the gradient's buffer, or into the weights with SGD in the epilogue.
 ///
 /// # Errors
@@ -280,9 +177,13 @@ pub fn backward_dwf(
     step: Option<&SgdStep>,
 ) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
-    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
-    let k_tile = tile.k_tile(cuda.precision());
     let x = cuda.expect_activation("dWf", "x", x)?;
+    if let Some(step) = step {
+        let input = Input::of_batch(cuda, x, (batch, inputs), planes)?;
+        return cuda.weight_step(dgates, batch, input, weight, None, step);
+    }
+    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let k_tile = tile.k_tile(cuda.precision());
     let operand = match cuda.precision() {
         Precision::Tf32 => {
             let (transposed, pitch) = transposed(cuda, batch, inputs, x)?;
@@ -303,13 +204,9 @@ pub fn backward_dwf(
     };
     let down = planes.map_or(0, |planes| planes.down);
     let head = [Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?), Map(operand), Pointer(down)];
-    let update = [("UPDATE", u32::from(step.is_some()))];
-    let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &update);
+    let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &[]);
     let grid = grid(cuda, tile, (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols));
-    let (name, target) = match step {
-        Some(step) => ("hopper_swiglu_dwf_sgd", super::cuda::update_args(cuda, weight, step)?),
-        None => ("hopper_swiglu_dwf", vec![Pointer(cuda.grad_of(weight)?.cuda()?.memory.pointer())]),
-    };
-    // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone touches its weights.
-    unsafe { cuda.launch(&configuration, name, grid, &[&head[..], &target, &sizes(dims)?].concat()) }
+    let target = [Pointer(cuda.weight_grad_of(weight)?.cuda()?.memory.pointer())];
+    // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone writes its part of the gradient.
+    unsafe { cuda.launch(&configuration, "hopper_swiglu_dwf", grid, &[&head[..], &target, &sizes(dims)?].concat()) }
 }

@@ -22,6 +22,7 @@ use crate::{
     },
     model::{
         Activations, Mlp,
+        persistent::{Persistent, Steps},
         recorded::{self, Evaluation},
     },
     rng,
@@ -30,17 +31,15 @@ use crate::{
 
 /// Steps of one graph: a replay costs the host as much as a launch or two, whatever is in it.
 const BURST: usize = 16;
-/// Steps between two looks at the losses.
+/// Steps between two looks at the losses; more where a launch takes many, which begins and ends with all weights.
 const BLOCK: usize = 64;
+const PERSISTENT_BLOCK: usize = 512;
 
 /// A run's captured work.
 pub(super) struct Recorded {
     cuda: Cuda,
     log: Arc<Log>,
-    /// [`BURST`] steps of a full batch, one step of it, and one of what is left at an epoch's end.
-    burst: Graph,
-    single: Graph,
-    last: Option<Graph>,
+    training: Training,
     batch: usize,
     losses: Pinned,
     hits: Pinned,
@@ -50,6 +49,14 @@ pub(super) struct Recorded {
     pub(super) ready: Ready,
 }
 
+/// How steps are put on the stream.
+enum Training {
+    /// Graphs of [`BURST`] steps of a full batch, of one step of it, and of one of what is left at an epoch's end.
+    Launches { burst: Graph, single: Graph, last: Option<Graph> },
+    /// Launches of many steps.
+    Persistent(Persistent),
+}
+
 /// What preparing a run took.
 #[derive(Clone, Copy, Debug)]
 pub struct Ready {
@@ -57,8 +64,8 @@ pub struct Ready {
     pub compile: CompileTime,
     /// Capturing the step and the evaluations, in ms.
     pub capture_ms: f64,
-    /// Launches of one step.
-    pub launches: usize,
+    /// Launches of one step; none where one launch takes many steps.
+    pub launches: Option<usize>,
 }
 
 impl Recorded {
@@ -84,53 +91,73 @@ impl Recorded {
         };
         let mut step = |model: &mut Mlp, rows: Rows<'_>| -> Result<()> {
             model.device().gather(images, rows, &mut train_acts.batch)?;
-            model.step(train_acts, &sgd, config.clip_norm)?;
-            cuda.advance(true)
+            model.step(train_acts, &sgd, config.clip_norm).map(|_| ())
         };
+        let size = (images.len(), batch, steps);
+        let persistent = config.steps == Steps::Persistent;
+        let log = Arc::new(match persistent {
+            true => Log::new(cuda.context(), steps, images.len())?, // the kernel gathers its images itself
+            false => recorded::training_log(cuda, config.network.width, size, config.clip_norm.is_some())?,
+        });
         let last_rows = Rows::At { first: images.len() - rest, count: rest };
 
         cuda.prepare(|| {
+            // A persistent run takes a single step only for `--dry-run`.
+            model.device().lay_out(&log, images)?;
             step(model, Rows::Next(batch))?;
             if rest > 0 {
                 step(model, last_rows)?;
             }
             for split in [Some(&splits.test), splits.valid.as_ref()].into_iter().flatten() {
-                recorded::evaluate(cuda, model, split, eval_acts, eval_batch)?;
+                recorded::evaluate(model, split, eval_acts, eval_batch)?;
             }
             Ok(())
         })?;
 
         let begin = Instant::now();
-        let log = Arc::new(Log::new(cuda.context(), steps, images.len())?);
-        let single = cuda.record(&log, || step(model, Rows::Next(batch)))?;
-        let burst = cuda.record(&log, || (0..BURST).try_for_each(|_| step(model, Rows::Next(batch))))?;
-        let last = if rest > 0 { Some(cuda.record(&log, || step(model, last_rows))?) } else { None };
+        let (training, launches) = if persistent {
+            (Training::Persistent(Persistent::new(cuda, model, images, (&log, &sgd, batch))?), None)
+        } else {
+            let single = cuda.record(&log, || step(model, Rows::Next(batch)))?;
+            let burst = cuda.record(&log, || (0..BURST).try_for_each(|_| step(model, Rows::Next(batch))))?;
+            let last = if rest > 0 { Some(cuda.record(&log, || step(model, last_rows))?) } else { None };
+            let launches = single.nodes();
+            (Training::Launches { burst, single, last }, Some(launches))
+        };
         let mut evaluation = |images: &Images| Evaluation::new(cuda, model, images, eval_acts, eval_batch);
         let test = evaluation(&splits.test)?;
         let valid = splits.valid.as_ref().map(evaluation).transpose()?;
-        let ready = Ready {
-            compile: cuda.compile_time(),
-            capture_ms: begin.elapsed().as_secs_f64() * 1e3,
-            launches: single.nodes(),
-        };
+        let ready = Ready { compile: cuda.compile_time(), capture_ms: begin.elapsed().as_secs_f64() * 1e3, launches };
         let (losses, hits) = (Pinned::new(cuda.context(), steps)?, Pinned::new(cuda.context(), steps)?);
-        Ok(Recorded { cuda: cuda.clone(), log, burst, single, last, batch, losses, hits, test, valid, ready })
+        Ok(Recorded { cuda: cuda.clone(), log, training, batch, losses, hits, test, valid, ready })
     }
 
     /// Puts steps `first .. end` of `steps` on the stream.
     fn replay(&self, first: usize, end: usize, steps: usize) -> Result<()> {
+        let (burst, single, last) = match &self.training {
+            Training::Persistent(persistent) => return persistent.run(end - first),
+            Training::Launches { burst, single, last } => (burst, single, last),
+        };
         let mut at = first;
         while at < end {
-            let full = end.min(if self.last.is_some() { steps - 1 } else { steps });
-            let (graph, count) = match &self.last {
-                _ if at + BURST <= full => (&self.burst, BURST),
+            let full = end.min(if last.is_some() { steps - 1 } else { steps });
+            let (graph, count) = match last {
+                _ if at + BURST <= full => (burst, BURST),
                 Some(last) if at == steps - 1 => (last, 1),
-                _ => (&self.single, 1),
+                _ => (single, 1),
             };
             graph.replay()?;
             at += count;
         }
         Ok(())
+    }
+
+    /// Steps between two looks at the losses.
+    fn block(&self) -> usize {
+        match self.training {
+            Training::Launches { .. } => BLOCK,
+            Training::Persistent(_) => PERSISTENT_BLOCK,
+        }
     }
 
     /// Loss and hits over the test images with the device time in ms, and over those held out.
@@ -166,7 +193,8 @@ impl Trainer {
         let start = self.position.global_step - self.position.step;
         let rates: Vec<f32> = (0..steps).map(|step| self.schedule.at(start + step as u64)).collect();
         recorded.log.begin(first, &order, &rates)?;
-        recorded.cuda.set_rate(rates[first])?;
+        let mut opened = Some(Arc::new(recorded.cuda.event()?));
+        self.model.device().lay_out(&recorded.log, &self.splits.train)?;
 
         // Where the host must come to rest: at an epoch's end, or for a checkpoint.
         let rest_after = |step: usize| match save_interval as usize {
@@ -178,10 +206,11 @@ impl Trainer {
         loop {
             // One block runs while the losses of the one before it are read.
             while queued < limit && blocks.len() < 2 && !stop.load(Ordering::Relaxed) {
-                let end = (queued + BLOCK).min(limit);
-                let begin = match blocks.back() {
-                    Some(before) => before.done.clone(),
-                    None => Arc::new(recorded.cuda.event()?),
+                let end = (queued + recorded.block()).min(limit);
+                let begin = match (opened.take(), blocks.back()) {
+                    (Some(opened), _) => opened, // laying the images out is a part of the epoch
+                    (None, Some(before)) => before.done.clone(),
+                    (None, None) => Arc::new(recorded.cuda.event()?),
                 };
                 recorded.replay(queued, end, steps)?;
                 recorded.losses.fetch(recorded.log.losses(), queued, end - queued)?;

@@ -1,0 +1,19 @@
+// Tiles that go back to memory by the copy engine, with a word to L2 on how long their lines are wanted.
+#pragma once
+#include "hopper_tma.cuh"
+
+// L2 treats such lines as it does any, where others are to go first.
+DEVICE u64 stays() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// A box from shared memory to the matrix; what lies outside is not written. Whoever wrote it there has called fence_async() since.
+DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1, u64 policy) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], %4;" ::"l"(&map), "r"(src), "r"(c0), "r"(c1), "l"(policy) : "memory");
+}
+// A thread's stores so far become a group; waits until shared memory of all its groups has been read, or until all is written.
+DEVICE void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+DEVICE void stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+DEVICE void stores_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
