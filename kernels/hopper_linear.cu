@@ -14,6 +14,9 @@
 // Grid: CLUSTER * ceil(N / ROWS / SHARE_B) * ceil(B / COLS / SHARE_A) blocks of THREADS threads, clusters of CLUSTER.
 #include "hopper_staging.cuh"
 
+constexpr int IMAGES = images_at_once(Staging<T, ROWS, 1>::BYTES); // whose y are on their way at once
+static_assert(Staging<T, ROWS, IMAGES>::BYTES <= RESULTS, "results pass beside the ring");
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     hopper_linear(const __grid_constant__ TensorMap w, const __grid_constant__ TensorMap x, const float *scale, const float *bias, T *y, const u32 *step, int first, int x_rows, int batch,
                   int inputs, int outputs) {
@@ -63,23 +66,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         Sums sums;
         multiply<false, false>(sums, ring, end - begin, p, One());
         let_next_start();
-        const Staging<T, ROWS> out{ring.stages};
-        static_assert(Staging<T, ROWS>::BYTES <= RING_BYTES, "the tile fits");
+        const Staging<T, ROWS, IMAGES> out{ring.results()};
         const int image0 = row0 + p.split * SHARE_COLS;
-        finish(sums, ring, p, Nothing(), [&](int m, int j, float4 v) {
+        const auto put = [&](int m, int j, float4 v) {
+            const int staged = j % (IMAGES / 8);
             if (SPLIT_FP32) {
                 const int image = image0 + 8 * j + (lane & 3) * 2;
                 const float s0 = scale[min(image, batch - 1)], s1 = scale[min(image + 1, batch - 1)];
                 v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
             }
-            out.put(row_of(m), j, v.x + add[m][0], v.y + add[m][0]);
-            out.put(row_of(m) + 8, j, v.z + add[m][1], v.w + add[m][1]);
-        });
-        barrier_among(1, MULTIPLIERS);
-        out.write(y, image0, batch, output0, outputs, outputs);
+            out.put(row_of(m), staged, v.x + add[m][0], v.y + add[m][0]);
+            out.put(row_of(m) + 8, staged, v.z + add[m][1], v.w + add[m][1]);
+        };
+        finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(y, image0 + round * IMAGES, batch, output0, outputs, outputs); });
     }
-    if (CLUSTER > 1) { // nobody leaves while others may still signal its barriers
-        cluster_arrive();
-        cluster_wait();
-    }
+    end_ring();
 }

@@ -29,6 +29,12 @@
 #define SHARE_B 1
 #define MIN_BLOCKS 1
 #endif
+#ifndef RESULTS
+#define RESULTS 0
+#endif
+#ifndef KEPT
+#define KEPT 0
+#endif
 
 constexpr int CLUSTER = SPLITS * SHARE_A * SHARE_B;
 constexpr int ROWS = 64 * M_TILES * WARPGROUPS;  // of A, in a block's tile
@@ -41,7 +47,8 @@ constexpr bool SPLIT_FP32 = PRECISION == 3;
 constexpr int PLANES = SPLIT_FP32 ? 2 : 1;       // of an operand in a stage
 constexpr int A_BYTES = ROWS * (SPLIT_FP32 ? 256 : 128), B_BYTES = COLS * (SPLIT_FP32 ? 256 : 128), STAGE_BYTES = A_BYTES + B_BYTES;
 constexpr int RING_BYTES = RING_STAGES * STAGE_BYTES;
-static_assert(RING_BYTES >= ROWS * COLS * 4 || SPLITS == 1, "sums of splits pass through the ring");
+constexpr int PART_BYTES = ROWS * COLS * 4 / SPLITS; // of sums, that a split sends another
+static_assert(RESULTS >= (SPLITS - 1) * PART_BYTES, "the other splits' sums land beside the ring");
 
 // Which block of its cluster this is.
 struct Place {
@@ -66,9 +73,9 @@ DEVICE u32 sharers_of_b(const Place &p) {
     return mask;
 }
 
-// The ring: a barrier a stage that says it is full, and one that says it is empty, behind the stages in shared memory; and one that says that a tile's
-// results have left the ring's memory, which they pass through (persistent kernels).
-constexpr int BARRIER_BYTES = RING_STAGES * 16 + 16;
+// The ring: stages in shared memory, then for each a barrier that says it is full and one that says it is empty. Behind them lie RESULTS bytes through which
+// results pass, so that the loader can fill the ring for the next tile meanwhile.
+constexpr int BARRIER_BYTES = RING_STAGES * 16;
 struct Ring {
     u32 stages;
     int slot;
@@ -77,7 +84,7 @@ struct Ring {
     DEVICE u32 b() const { return a() + A_BYTES; }
     DEVICE u32 full(int at) const { return stages + RING_BYTES + at * 16; }
     DEVICE u32 empty(int at) const { return full(at) + 8; }
-    DEVICE u32 open() const { return full(RING_STAGES); }
+    DEVICE u32 results() const { return full(RING_STAGES); }
     DEVICE void next() {
         if (++slot == RING_STAGES) slot = 0, parity ^= 1;
     }
@@ -86,13 +93,14 @@ struct Ring {
 // Registers go from the warpgroup that loads to those that multiply, where a block has a multiprocessor's.
 constexpr bool HANDS_REGISTERS = WARPGROUPS == 2 && MIN_BLOCKS == 1;
 DEVICE void become_loader() {
-    if constexpr (HANDS_REGISTERS) fewer_registers<40>();
+    if constexpr (HANDS_REGISTERS) fewer_registers<56>();
 }
 DEVICE void become_multiplier() {
-    if constexpr (HANDS_REGISTERS) more_registers<232>();
+    if constexpr (HANDS_REGISTERS) more_registers<224>();
 }
 
-// Begins a block: barriers, and everyone in the cluster knows that they stand.
+// Begins a block: barriers; blocks that load for each other know that all of them stand. From here to the end each block of a cluster is one arrival ahead:
+// it has begun, or has read what landed, and can be sent to.
 DEVICE Ring start_ring(u32 stages) {
     const Ring ring{stages, 0, 0};
     if (threadIdx.x == 0) {
@@ -101,17 +109,21 @@ DEVICE Ring start_ring(u32 stages) {
             barrier_init(ring.full(s), 1);
             barrier_init(ring.empty(s), 4 * WARPGROUPS * (SHARE_A + SHARE_B - 1));
         }
-        barrier_init(ring.open(), SHARE_A + SHARE_B - 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         fence_async();
     }
-    if (CLUSTER > 1) {
-        cluster_arrive();
+    if (CLUSTER > 1) cluster_arrive();
+    if (SHARE_A * SHARE_B > 1) {
         cluster_wait();
+        cluster_arrive();
     } else {
         __syncthreads();
     }
     return ring;
+}
+// Ends one: nobody leaves while others may still signal its barriers. Splits have met when their sums landed.
+DEVICE void end_ring() {
+    if (SHARE_A * SHARE_B > 1) cluster_wait();
 }
 
 // Feeds one stage: announces its bytes and lets `copies` issue them.
@@ -123,8 +135,36 @@ template <class Copies> DEVICE void feed(Ring &ring, const Copies &copies) {
     ring.next();
 }
 
-// Arrives at `barrier` of every block that loads into this block's ring.
-DEVICE void tell_loaders(u32 barrier, const Place &p) {
+// Feeds the first stages of tiles `begin` to `end` in two steps: A's part as far as the ring goes, then `until()`, then B's. Returns the tile to go on with.
+template <class CopyA, class Until, class CopyB> DEVICE int feed_ahead(Ring &ring, int begin, int end, const CopyA &copy_a, const Until &until, const CopyB &copy_b) {
+    const int last = min(begin + RING_STAGES, end);
+    Ring ahead = ring;
+    for (int tile = begin; tile < last; tile++)
+        feed(ahead, [&](u32 a, u32, u32 full) { copy_a(a, full, tile); });
+    until();
+    for (int tile = begin; tile < last; tile++) {
+        copy_b(ring.b(), ring.full(ring.slot), tile);
+        ring.next();
+    }
+    return last;
+}
+
+// A weight larger than L2, read over and over, would find nothing of itself there: each line goes just before it is wanted again. So KEPT sixteenths of it, the
+// same blocks of 64 x 64 for every kernel, are asked to stay and the others to go first. KEPT 0: as the hardware likes.
+struct Weights {
+    u64 stay, go;
+    DEVICE Weights() : stay(KEPT ? evict_last() : 0), go(KEPT ? evict_first() : 0) {}
+    // The box that holds element (`unit`, `input`) of the gate or up half.
+    template <class... C> DEVICE void load(int unit, int input, u32 to, const TensorMap &map, u32 full, C... at) const {
+        if (KEPT) tma_load_as((unit / 64 + input / 64) % 16 < KEPT ? stay : go, to, map, full, at...);
+        else tma_load(to, map, full, at...);
+    }
+};
+
+// A warp is done with a stage: tells every block that loads into this block's ring.
+DEVICE void release(const Ring &ring, int slot, const Place &p) {
+    if ((threadIdx.x & 31) != 0) return;
+    const u32 barrier = ring.empty(slot);
     if constexpr (SHARE_A * SHARE_B == 1) {
         barrier_arrive(barrier);
     } else {
@@ -134,16 +174,6 @@ DEVICE void tell_loaders(u32 barrier, const Place &p) {
         for (int i = 0; i < SHARE_B; i++)
             if (i != (int)p.b) barrier_arrive_at(barrier, p.split + SPLITS * (p.a + SHARE_A * i));
     }
-}
-// A warp is done with a stage.
-DEVICE void release(const Ring &ring, int slot, const Place &p) {
-    if ((threadIdx.x & 31) == 0) tell_loaders(ring.empty(slot), p);
-}
-// All threads that multiply: the tile's results have left the ring.
-DEVICE void reopen(const Ring &ring, const Place &p) {
-    fence_async(); // the memory is the copy engine's again
-    barrier_among(1, MULTIPLIERS);
-    if (threadIdx.x == 0) tell_loaders(ring.open(), p);
 }
 
 struct Sums {
@@ -181,8 +211,13 @@ DEVICE Scale scale_of(float largest) {
     return Scale{__uint_as_float((268u - exponent) << 23), __uint_as_float((exponent - 14u) << 23)};
 }
 
-// One stage of the split product for 64 rows. `factor(k)`: what column k of A is multiplied by first.
-template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply_split(float (&sums)[SUMS], u32 a, u32 b, const Factor &factor) {
+// 64 rows of A of one stage, split: a warp's fragments of hi and lo, and the factors of the thread's two rows.
+struct SplitRows {
+    u32 hi[4][4], lo[4][4];
+    float down[2];
+};
+// `factor(k)`: what column k of A is multiplied by first.
+template <bool A_MN, class Factor> DEVICE void split_rows(SplitRows &out, u32 a, const Factor &factor) {
     const int lane = threadIdx.x & 31, row = (threadIdx.x / 32 & 3) * 16 + lane / 4, k = lane % 4 * 2;
     float v[4][2][4]; // step, row or row + 8, k: 0, 1, 8, 9
     float most[2] = {0.f, 0.f};
@@ -204,43 +239,47 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply_split(float (
                 most[r] = fmaxf(most[r], fabsf(v[s][r][e]));
             }
         }
-    float down[2];
-    u32 hi[4][4], lo[4][4];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
         most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
         const Scale scale = scale_of(most[r]);
         const float up = scale.up;
-        down[r] = scale.down;
+        out.down[r] = scale.down;
 #pragma unroll
         for (int s = 0; s < 4; s++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const float x = v[s][r][2 * h] * up, y = v[s][r][2 * h + 1] * up;
                 float xh, yh;
-                hi[s][r + 2 * h] = pack_fp16(x, y);
-                unpack_fp16(hi[s][r + 2 * h], xh, yh);
-                lo[s][r + 2 * h] = pack_fp16(x - xh, y - yh);
+                out.hi[s][r + 2 * h] = pack_fp16(x, y);
+                unpack_fp16(out.hi[s][r + 2 * h], xh, yh);
+                out.lo[s][r + 2 * h] = pack_fp16(x - xh, y - yh);
             }
     }
-    float part[SUMS];
+}
+// The three products of a stage, from zero; they run until wgmma_wait.
+template <bool B_MN> DEVICE void start_split(float (&part)[SUMS], const SplitRows &a, u32 b) {
     const u32 low = b + B_BYTES / 2;
     const auto at = [](u32 tile, int s) { return B_MN ? describe_mn_major(tile + s * 2048, K_TILE * 128) : describe_k_major(tile + s * 32); };
     pin(part);
     wgmma_fence();
 #pragma unroll
     for (int s = 0; s < 4; s++) {
-        wgmma<B_MN>(part, lo[s], at(b, s), s > 0, fp16());
-        wgmma<B_MN>(part, hi[s], at(low, s), true, fp16());
+        wgmma<B_MN>(part, a.lo[s], at(b, s), s > 0, fp16());
+        wgmma<B_MN>(part, a.hi[s], at(low, s), true, fp16());
     }
 #pragma unroll
-    for (int s = 0; s < 4; s++) wgmma<B_MN>(part, hi[s], at(b, s), true, fp16());
+    for (int s = 0; s < 4; s++) wgmma<B_MN>(part, a.hi[s], at(b, s), true, fp16());
     wgmma_commit();
+}
+DEVICE void end_split(float (&sums)[SUMS], float (&part)[SUMS], SplitRows &a) {
     wgmma_wait<0>();
     pin(part);
 #pragma unroll
-    for (int j = 0; j < SUMS; j++) sums[j] = fmaf(part[j], down[j >> 1 & 1], sums[j]);
+    for (int s = 0; s < 4; s++) pin(a.hi[s]), pin(a.lo[s]); // they were being read until here
+#pragma unroll
+    for (int j = 0; j < SUMS; j++) sums[j] = fmaf(part[j], a.down[j >> 1 & 1], sums[j]);
 }
 
 // Multiplies `tiles` stages, at least one, into the sums.
@@ -279,40 +318,91 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
         for (int m = 0; m < M_TILES; m++) pin(sums.v[m]);
         release(ring, ring.slot, p);
         ring.next();
-    } else {
-#pragma unroll
-        for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-            for (int j = 0; j < SUMS; j++) sums.v[m][j] = 0.f;
-        for (int tile = 0; tile < tiles; tile++) {
+    } else if constexpr (PRECISION == 1) {
+        // A's registers of the next stage are filled while this one's products run.
+        struct Fragments {
+            u32 v[M_TILES][4][4];
+        };
+        const auto load = [&](Fragments &to) {
             barrier_wait(ring.full(ring.slot), ring.parity);
-            const u32 a = ring.a() + group * M_TILES * A64, b = ring.b();
-#if PRECISION == 1
+            const u32 a = ring.a() + group * M_TILES * A64;
             const int lane = threadIdx.x & 31, row = (threadIdx.x / 32 & 3) * 16 + lane / 4, k = lane % 4;
-            u32 fragments[M_TILES][4][4];
 #pragma unroll
             for (int m = 0; m < M_TILES; m++)
 #pragma unroll
                 for (int s = 0; s < 4; s++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) fragments[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row + 8 * (e & 1), 8 * s + k + 4 * (e >> 1)));
+                    for (int e = 0; e < 4; e++) to.v[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row + 8 * (e & 1), 8 * s + k + 4 * (e >> 1)));
+        };
+        const auto step = [&](Fragments &now, Fragments &next, int tile) {
+            const int slot = ring.slot;
+            const u32 b = ring.b();
 #pragma unroll
             for (int m = 0; m < M_TILES; m++) pin(sums.v[m]);
             wgmma_fence();
 #pragma unroll
             for (int s = 0; s < 4; s++)
 #pragma unroll
-                for (int m = 0; m < M_TILES; m++) wgmma(sums.v[m], fragments[m][s], describe_k_major(b + s * 32), true, float());
+                for (int m = 0; m < M_TILES; m++) wgmma(sums.v[m], now.v[m][s], describe_k_major(b + s * 32), tile > 0 || s > 0, float());
             wgmma_commit();
+            ring.next();
+            if (tile + 1 < tiles) load(next);
             wgmma_wait<0>();
 #pragma unroll
-            for (int m = 0; m < M_TILES; m++) pin(sums.v[m]);
-#elif PRECISION == 3
+            for (int m = 0; m < M_TILES; m++) {
+                pin(sums.v[m]);
 #pragma unroll
-            for (int m = 0; m < M_TILES; m++) multiply_split<A_MN, B_MN>(sums.v[m], a + m * A64, b, [&](int at) { return factor(tile * K_TILE + at); });
-#endif
-            release(ring, ring.slot, p);
-            ring.next();
+                for (int s = 0; s < 4; s++) pin(now.v[m][s]); // they were being read until here
+            }
+            release(ring, slot, p);
+        };
+        Fragments even, odd;
+        load(even);
+        for (int tile = 0; tile < tiles; tile += 2) {
+            step(even, odd, tile);
+            if (tile + 1 < tiles) step(odd, even, tile + 1);
+        }
+    } else {
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+            for (int j = 0; j < SUMS; j++) sums.v[m][j] = 0.f;
+        float part[SUMS];
+        const auto load = [&](SplitRows &to, int m, int tile) {
+            split_rows<A_MN>(to, ring.a() + (group * M_TILES + m) * A64, [&](int at) { return factor(tile * K_TILE + at); });
+        };
+        if constexpr (COLS == 64 && M_TILES == 1 && MIN_BLOCKS == 1) { // there are registers to split the next stage while this one's products run
+            const auto step = [&](SplitRows &now, SplitRows &next, int tile) {
+                const int slot = ring.slot;
+                start_split<B_MN>(part, now, ring.b());
+                ring.next();
+                if (tile + 1 < tiles) {
+                    barrier_wait(ring.full(ring.slot), ring.parity);
+                    load(next, 0, tile + 1);
+                }
+                end_split(sums.v[0], part, now);
+                release(ring, slot, p);
+            };
+            SplitRows even, odd;
+            barrier_wait(ring.full(ring.slot), ring.parity);
+            load(even, 0, 0);
+            for (int tile = 0; tile < tiles; tile += 2) {
+                step(even, odd, tile);
+                if (tile + 1 < tiles) step(odd, even, tile + 1);
+            }
+        } else {
+            for (int tile = 0; tile < tiles; tile++) {
+                barrier_wait(ring.full(ring.slot), ring.parity);
+#pragma unroll
+                for (int m = 0; m < M_TILES; m++) {
+                    SplitRows rows;
+                    load(rows, m, tile);
+                    start_split<B_MN>(part, rows, ring.b());
+                    end_split(sums.v[m], part, rows);
+                }
+                release(ring, ring.slot, p);
+                ring.next();
+            }
         }
     }
 }
@@ -327,66 +417,76 @@ DEVICE void split_tiles(int k, u32 split, int &begin, int &end) {
     end = min(begin + each, tiles);
 }
 
-// Hands each sum to `use(m, j, s)`: 64 rows m of the warpgroup, 8 columns j, four sums as a thread of wgmma holds them. With SPLITS each block of the
-// cluster gets an equal share of the columns, summed over the splits in their order. The threads that multiply call it, and those that load call
-// finish_beside(), because the whole cluster takes part. The ring's memory is free when `ready()` is called, before the first use.
+// Hands each sum to `use(m, j, s)`: 64 rows m of the warpgroup, 8 columns j, four sums as a thread of wgmma holds them, in ROUNDS equal parts of the columns with
+// `before(round)` and `after(round)` around each and all threads that multiply in step. With SPLITS each block of the cluster gets an equal share of the
+// columns, summed over the splits in their order: every other block sends it theirs. The threads that multiply call it, and those that load
+// finish_beside(), because the whole cluster takes part; where sums land there is room for results when `before(0)` is called.
 constexpr int SHARE_COLS = COLS / SPLITS; // columns that a block finishes
-template <class Ready, class Use> DEVICE void finish(const Sums &sums, const Ring &ring, const Place &p, const Ready &ready, const Use &use) {
-    constexpr int EIGHTS = COLS / 8, SHARE = EIGHTS / SPLITS;
-    static_assert(EIGHTS % SPLITS == 0, "every split finishes as many columns");
-    if constexpr (SPLITS == 1) {
-        barrier_among(1, MULTIPLIERS); // everyone has read the last stage
-        ready();
+struct Nothing {
+    DEVICE void operator()(int) const {}
+};
+template <int ROUNDS = 1, class Before, class Use, class After = Nothing>
+DEVICE void finish(const Sums &sums, const Ring &ring, const Place &p, const Before &before, const Use &use, const After &after = Nothing()) {
+    constexpr int SHARE = SHARE_COLS / 8, EACH = SHARE / ROUNDS;
+    static_assert(COLS % (8 * SPLITS) == 0 && SHARE % ROUNDS == 0, "every split finishes as many columns, every round as many");
+    float4 total[M_TILES][SHARE];
 #pragma unroll
-        for (int m = 0; m < M_TILES; m++)
+    for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-            for (int j = 0; j < EIGHTS; j++) use(m, j, make_float4(sums.v[m][4 * j], sums.v[m][4 * j + 1], sums.v[m][4 * j + 2], sums.v[m][4 * j + 3]));
-    } else {
-        cluster_arrive(); // everyone's ring is free
-        cluster_wait();
-        constexpr int PART = M_TILES * SHARE * MULTIPLIERS * 16; // bytes that one block sends another
+        for (int j = 0; j < SHARE; j++) total[m][j] = make_float4(sums.v[m][4 * j], sums.v[m][4 * j + 1], sums.v[m][4 * j + 2], sums.v[m][4 * j + 3]);
+    if constexpr (SPLITS > 1) {
+        cluster_wait(); // everyone can be sent to
+        const u32 mine = ring.results() + threadIdx.x * 16;
 #pragma unroll
         for (int to = 0; to < SPLITS; to++) {
-            const u32 there = cluster_address(ring.stages + p.split * PART + threadIdx.x * 16, p.rank - p.split + to);
+            const u32 there = cluster_address(mine + ((int)p.split - (p.split > to)) * PART_BYTES, p.rank - p.split + to);
 #pragma unroll
             for (int m = 0; m < M_TILES; m++)
 #pragma unroll
                 for (int j = 0; j < SHARE; j++) {
                     const float *v = sums.v[m] + 4 * (to * SHARE + j);
-                    cluster_store(there + (m * SHARE + j) * MULTIPLIERS * 16, v[0], v[1], v[2], v[3]);
+                    if (to == (int)p.split) total[m][j] = make_float4(v[0], v[1], v[2], v[3]);
+                    else cluster_store(there + (m * SHARE + j) * MULTIPLIERS * 16, v[0], v[1], v[2], v[3]);
                 }
         }
         cluster_arrive();
         cluster_wait();
-        float4 total[M_TILES][SHARE];
 #pragma unroll
         for (int m = 0; m < M_TILES; m++)
 #pragma unroll
             for (int j = 0; j < SHARE; j++) {
+                const float4 own = total[m][j];
                 float4 t = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
                 for (int from = 0; from < SPLITS; from++) {
-                    float4 v;
-                    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                                 : "r"(ring.stages + from * PART + threadIdx.x * 16 + (m * SHARE + j) * MULTIPLIERS * 16) : "memory");
+                    float4 v = own;
+                    if (from != (int)p.split)
+                        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                                     : "r"(mine + (from - (from > (int)p.split)) * PART_BYTES + (m * SHARE + j) * MULTIPLIERS * 16) : "memory");
                     t.x += v.x, t.y += v.y, t.z += v.z, t.w += v.w;
                 }
                 total[m][j] = t;
             }
-        barrier_among(1, MULTIPLIERS); // all have read
-        ready();
+    }
+#pragma unroll
+    for (int round = 0; round < ROUNDS; round++) {
+        barrier_among(1, MULTIPLIERS); // everyone has read what results are now put over
+        before(round);
 #pragma unroll
         for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-            for (int j = 0; j < SHARE; j++) use(m, j, total[m][j]);
+            for (int j = round * EACH; j < (round + 1) * EACH; j++) use(m, j, total[m][j]);
+        barrier_among(1, MULTIPLIERS);
+        after(round);
     }
+    if (SPLITS > 1) cluster_arrive();
 }
 DEVICE void finish_beside() {
     if (SPLITS > 1) {
-        cluster_arrive();
         cluster_wait();
         cluster_arrive();
         cluster_wait();
+        cluster_arrive();
     }
 }
 
@@ -400,6 +500,3 @@ DEVICE TilePlace tile_place(u32 index, u32 tiles_a, u32 tiles_b) {
     const u32 group = index / (GROUP * tiles_a), first = group * GROUP, width = min(tiles_b - first, GROUP), within = index - first * tiles_a;
     return TilePlace{(int)(within / width), (int)(first + within % width)};
 }
-struct Nothing {
-    DEVICE void operator()() const {}
-};

@@ -8,7 +8,9 @@
 extern "C" __global__ void __launch_bounds__(256) hopper_split(const float *x, u16 *planes, float *down, int rows, int columns) {
     __shared__ float most[8];
     wait_for_last();
+    let_next_start(); // it asks for its weights meanwhile
     const int row = blockIdx.x;
-    split_row<256>(x + offset(row, columns), planes + offset(row, columns), planes + offset(row + rows, columns), down + row, columns, most);
-    let_next_start();
+    const auto write = [](int, float4) {};
+    const auto load = [&](int i) { return *(const float4 *)(x + offset(row, columns) + i); };
+    split_row<256>(load, write, planes + offset(row, columns), planes + offset(row + rows, columns), down + row, 0, columns, 1, most);
 }

@@ -6,31 +6,45 @@
 #pragma once
 #include "hopper_product.cuh"
 
-// THREADS threads that meet at barrier 1; `count` is a multiple of 4; `most` holds a float a warp.
-template <int THREADS> DEVICE void split_row(const float *row, u16 *hi, u16 *lo, float *down, int count, float *most) {
+// Elements `begin` to `end` of a row, multiples of 4, by THREADS threads that meet at barrier `meet`. `load(i)` gives elements i to i + 3, and is asked twice;
+// `write(i, v)` gets them once. `most` holds a float a warp.
+template <int THREADS, class Load, class Write>
+DEVICE void split_row(const Load &load, const Write &write, u16 *hi, u16 *lo, float *down, int begin, int end, int meet, float *most) {
+    constexpr int BATCH = 4, STEP = THREADS * 4; // loads that are under way together
+    const int thread = threadIdx.x % THREADS;
     float largest = 0.f;
-    for (int i = threadIdx.x * 4; i < count; i += THREADS * 4) {
-        float v[4];
-        unpack16(load16_cg(row + i), v, 0.f);
+    for (int first = begin + thread * 4; first < end; first += BATCH * STEP) {
+        float4 v[BATCH];
 #pragma unroll
-        for (int e = 0; e < 4; e++) largest = fmaxf(largest, fabsf(v[e]));
+        for (int b = 0; b < BATCH; b++) v[b] = first + b * STEP < end ? load(first + b * STEP) : make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[b].x), fabsf(v[b].y)), fmaxf(fabsf(v[b].z), fabsf(v[b].w))));
     }
     largest = warp_max(largest);
-    barrier_among(1, THREADS); // `most` may still be read for the row before
-    if ((threadIdx.x & 31) == 0) most[threadIdx.x / 32] = largest;
-    barrier_among(1, THREADS);
+    barrier_among(meet, THREADS); // `most` may still be read for the row before
+    if ((thread & 31) == 0) most[thread / 32] = largest;
+    barrier_among(meet, THREADS);
 #pragma unroll
     for (int w = 0; w < THREADS / 32; w++) largest = fmaxf(largest, most[w]);
     const Scale scale = scale_of(largest);
-    if (threadIdx.x == 0) *down = scale.down;
-    for (int i = threadIdx.x * 4; i < count; i += THREADS * 4) {
-        float v[4], h[4];
-        unpack16(load16_cg(row + i), v, 0.f);
+    if (thread == 0) *down = scale.down;
+    for (int first = begin + thread * 4; first < end; first += BATCH * STEP) {
+        float4 all[BATCH];
 #pragma unroll
-        for (int e = 0; e < 4; e++) v[e] *= scale.up;
-        const u32 a = pack_fp16(v[0], v[1]), b = pack_fp16(v[2], v[3]);
-        unpack_fp16(a, h[0], h[1]), unpack_fp16(b, h[2], h[3]);
-        *(uint2 *)(hi + i) = make_uint2(a, b);
-        *(uint2 *)(lo + i) = make_uint2(pack_fp16(v[0] - h[0], v[1] - h[1]), pack_fp16(v[2] - h[2], v[3] - h[3]));
+        for (int b = 0; b < BATCH; b++)
+            if (first + b * STEP < end) all[b] = load(first + b * STEP);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const int i = first + b * STEP;
+            if (i >= end) continue;
+            float4 v = all[b];
+            write(i, v);
+            v.x *= scale.up, v.y *= scale.up, v.z *= scale.up, v.w *= scale.up;
+            float h[4];
+            const u32 low = pack_fp16(v.x, v.y), high = pack_fp16(v.z, v.w);
+            unpack_fp16(low, h[0], h[1]), unpack_fp16(high, h[2], h[3]);
+            *(uint2 *)(hi + i) = make_uint2(low, high);
+            *(uint2 *)(lo + i) = make_uint2(pack_fp16(v.x - h[0], v.y - h[1]), pack_fp16(v.z - h[2], v.w - h[3]));
+        }
     }
 }

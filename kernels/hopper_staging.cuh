@@ -1,11 +1,11 @@
-// A tile of activations on its way from sums to memory, where a row is one image: `Staging` keeps it in the ring's shared memory, one row a column of the product.
-// `WIDTH` elements a row; rows are 16 bytes longer so that they start on other banks.
+// A tile of activations on its way from sums to memory, where a row is one image: `Staging` keeps it in shared memory, one row a column of the product: IMAGES
+// rows of `WIDTH` elements, 16 bytes longer so that they start on other banks.
 #pragma once
 #include "hopper_product.cuh"
 
-template <class E, int WIDTH> struct Staging {
+template <class E, int WIDTH, int IMAGES = SHARE_COLS> struct Staging {
     static constexpr int PITCH = WIDTH * (int)sizeof(E) + 16;
-    static constexpr int BYTES = SHARE_COLS * PITCH;
+    static constexpr int BYTES = IMAGES * PITCH;
     u32 base;
     // Sums of 8 rows x 8 columns, as a warp holds them (two a thread), of element `at` on (a multiple of 8), images 8 `j` and on.
     DEVICE void put(int at, int j, float first, float second) const {
@@ -34,7 +34,7 @@ template <class E, int WIDTH> struct Staging {
     // All threads that multiply: 16 bytes each, whole rows. Rows of the matrix in memory have `pitch` elements, `cols` of them from `col0` on exist.
     DEVICE void write(E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
         constexpr int N = 16 / (int)sizeof(E), CHUNKS = WIDTH / N;
-        for (int i = threadIdx.x; i < SHARE_COLS * CHUNKS; i += MULTIPLIERS) {
+        for (int i = threadIdx.x; i < IMAGES * CHUNKS; i += MULTIPLIERS) {
             const int row = i / CHUNKS, chunk = i % CHUNKS;
             uint4 v;
             asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(base + row * PITCH + chunk * 16) : "memory");
@@ -44,7 +44,7 @@ template <class E, int WIDTH> struct Staging {
     DEVICE void read(const E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
         constexpr int N = 16 / (int)sizeof(E), CHUNKS = WIDTH / N;
 #pragma unroll 4
-        for (int i = threadIdx.x; i < SHARE_COLS * CHUNKS; i += MULTIPLIERS) {
+        for (int i = threadIdx.x; i < IMAGES * CHUNKS; i += MULTIPLIERS) {
             const int row = i / CHUNKS, chunk = i % CHUNKS;
             uint4 v = make_uint4(0u, 0u, 0u, 0u);
             if (row0 + row < rows && col0 + chunk * N < cols) v = load16(matrix + offset(row0 + row, pitch) + col0 + chunk * N);
@@ -52,3 +52,9 @@ template <class E, int WIDTH> struct Staging {
         }
     }
 };
+// The most images, a power of two, of which RESULTS bytes hold rows of `row_bytes`.
+DEVICE constexpr int images_at_once(int row_bytes) {
+    int images = SHARE_COLS;
+    while (images > 8 && images * row_bytes > RESULTS) images /= 2;
+    return images;
+}

@@ -2,14 +2,7 @@
 #pragma once
 #include "hopper_tma.cuh"
 
-// L2 lets such lines go before others: what is not read again for a whole step.
-DEVICE u64 leaves_first() {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-// And such as it does any line.
+// L2 treats such lines as it does any, where others are to go first.
 DEVICE u64 stays() {
     u64 policy;
     asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));

@@ -7,11 +7,11 @@
 // Wins      over an elementwise kernel and a product by the launch between them
 // Loses     4 B D H FLOP where gates are made again: worth it for small D only
 //
-// fp32-emulated has a phase between, which splits [dg | du] into two fp16 planes as hopper_split.cu does, because the largest element of a row is known
-// only when the row is whole.
+// fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, which works the derivative out twice, first
+// for the largest element; else in a phase between, when [dg | du] is whole.
 //
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
-// `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16.
+// `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
 // `state`: three u32, zero before and after. Grid: a multiple of CLUSTER, at most what runs at once.
 #include "hopper_split.cuh"
 #include "hopper_staging.cuh"
@@ -24,15 +24,11 @@ constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
 
 // Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
-// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA.
+// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA. One thread's release covers what the barrier told it of.
 DEVICE void grid_arrive(u32 *counter) {
     fence_async(); // the copy engine will read what this thread wrote
-    __threadfence();
     barrier_among(1, MULTIPLIERS);
-    if (threadIdx.x == 0) {
-        __threadfence();
-        atomicAdd(counter, 1u);
-    }
+    if (threadIdx.x == 0) asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 DEVICE void grid_wait(const u32 *counter) {
     u32 seen;
@@ -62,7 +58,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const TilePlace at = tile_place(index, tiles_a, tiles_b);
         return TilePlace{(at.a * SHARE_B + (int)p.b) * rows, (at.b * SHARE_A + (int)p.a) * COLS};
     };
-    wait_for_last();
 
     if (threadIdx.x >= MULTIPLIERS) {
         become_loader();
@@ -78,15 +73,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 else tma_load(to, map, full, k, row);
             }
         };
-        // Every tile but the first waits until the one before has left the ring.
-        u32 tiles = 0;
-        const auto begin_tile = [&] {
-            if (tiles++ > 0) barrier_wait(ring.open(), tiles & 1);
-        };
 #if !SAVED_GATES
+        wait_for_last();
         for (u32 item = cluster; item < work_1; item += clusters) {
             if (loads) {
-                begin_tile();
                 const TilePlace at = place_of(item, tiles_1, UNITS);
                 for (int tile = begin_1; tile < end_1; tile++)
                     feed(ring, [&](u32 a, u32 b, u32 full) {
@@ -106,38 +96,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         }
 #endif
         // A of phase 2: blocks of 128 bytes of rows of Wf, K_TILE rows each.
+        const Weights kept;
         const auto load_weights = [&](u32 a, u32 full, int k, int row0) {
             constexpr int WIDE = PRECISION == 2 ? 64 : 32, BLOCKS = ROWS / WIDE / SHARE_A;
 #pragma unroll
             for (int block = 0; block < BLOCKS; block++) {
                 const int at = (int)p.a * BLOCKS + block;
                 if (SHARE_A > 1) tma_share(a + at * (K_TILE * 128), wft, full, mask_a, row0 + at * WIDE, k);
-                else tma_load(a + at * (K_TILE * 128), wft, full, row0 + at * WIDE, k);
+                else kept.load(k < hidden ? k : k - hidden, row0 + at * WIDE, a + at * (K_TILE * 128), wft, full, row0 + at * WIDE, k);
             }
         };
+        // With saved gates weights are under way before the kernel before has ended: between what last wrote them and this launch stands the forward, which
+        // ended, or waited for it.
         bool stands = false; // [dg | du]
         for (u32 item = cluster; item < work_2; item += clusters) {
             if (loads) {
-                begin_tile();
                 const TilePlace at = place_of(item, tiles_2, ROWS);
                 int tile = begin_2;
+                const auto weights = [&](u32 a, u32 full, int tile) { load_weights(a, full, tile * K_TILE, at.a); };
+                const auto activations = [&](u32 b, u32 full, int tile) { load_batch(dgrad, b, full, tile * K_TILE, at.b); };
                 if (!stands) {
-                    const int ahead = min(RING_STAGES, end_2 - begin_2);
-                    Ring weights = ring;
-                    for (int i = 0; i < ahead; i++)
-                        feed(weights, [&](u32 a, u32, u32 full) { load_weights(a, full, (tile + i) * K_TILE, at.a); });
-                    grid_wait(state + (SPLIT_FP32 ? 1 : 0));
+                    const auto until = [&] {
+                        wait_for_last();
+                        grid_wait(state + (SPLIT_FP32 ? 1 : 0));
+                    };
+                    tile = feed_ahead(ring, begin_2, end_2, weights, until, activations);
                     stands = true;
-                    for (int i = 0; i < ahead; i++, tile++) {
-                        load_batch(dgrad, ring.b(), ring.full(ring.slot), tile * K_TILE, at.b);
-                        ring.next();
-                    }
                 }
                 for (; tile < end_2; tile++)
-                    feed(ring, [&](u32 a, u32 b, u32 full) {
-                        load_weights(a, full, tile * K_TILE, at.a);
-                        load_batch(dgrad, b, full, tile * K_TILE, at.b);
-                    });
+                    feed(ring, [&](u32 a, u32 b, u32 full) { weights(a, full, tile), activations(b, full, tile); });
             }
             __syncwarp();
             finish_beside();
@@ -146,96 +133,136 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_multiplier();
         const int warp = threadIdx.x / 32;
         Sums sums;
-#if SAVED_GATES
-        constexpr int N = Vec<T>::N;
-        const u32 across = hidden / N;
-#pragma unroll 2
-        for (u32 i = blockIdx.x * MULTIPLIERS + threadIdx.x; i < batch * across; i += gridDim.x * MULTIPLIERS) {
-            const int row = i / across, unit = i % across * N;
-            const T *saved = gates + offset(row, 2 * hidden) + unit;
-            float g[N], u[N], d[N], dg[N], du[N];
-            const uint4 gv = load16(saved), uv = load16(saved + hidden), dv = load16(dz + offset(row, hidden) + unit);
-            unpack16(gv, g, T()), unpack16(uv, u, T()), unpack16(dv, d, T());
+        wait_for_last();
+#if SAVED_GATES && PRECISION != 3
+        constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
+        const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
+        for (u32 first = blockIdx.x * MULTIPLIERS + threadIdx.x; first < count; first += BATCH * step) {
+            uint4 gv[BATCH], uv[BATCH], dv[BATCH];
 #pragma unroll
-            for (int e = 0; e < N; e++) {
-                gate_backward(g[e], u[e], d[e], dg[e], du[e]);
+            for (int b = 0; b < BATCH; b++) {
+                const u32 i = first + b * step;
+                if (i >= count) continue;
+                const T *saved = gates + offset(i / across, 2 * hidden) + i % across * N;
+                gv[b] = load16(saved), uv[b] = load16(saved + hidden), dv[b] = load16(dz + (u64)i * N);
             }
-            T *out = dgates + offset(row, 2 * hidden) + unit;
-            *(uint4 *)out = pack16(dg, T());
-            *(uint4 *)(out + hidden) = pack16(du, T());
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                const u32 i = first + b * step;
+                if (i >= count) continue;
+                float g[N], u[N], d[N], dg[N], du[N];
+                unpack16(gv[b], g, T()), unpack16(uv[b], u, T()), unpack16(dv[b], d, T());
+#pragma unroll
+                for (int e = 0; e < N; e++) gate_backward(g[e], u[e], d[e], dg[e], du[e]);
+                T *out = dgates + offset(i / across, 2 * hidden) + i % across * N;
+                *(uint4 *)out = pack16(dg, T());
+                *(uint4 *)(out + hidden) = pack16(du, T());
+            }
         }
-#else
+#elif !SAVED_GATES
         for (u32 item = cluster; item < work_1; item += clusters) {
             // [g | u]^T = Wf x^T: (2H, D) @ (D, B) -> (2H, B)
             const TilePlace at = place_of(item, tiles_1, UNITS);
             multiply<false, false>(sums, ring, end_1 - begin_1, p, One());
-            const Staging<T, UNITS> first{ring.stages}, second{first.base + first.BYTES}; // dz, then dg in its place; du
-            static_assert(2 * Staging<T, UNITS>::BYTES <= RING_BYTES, "the tiles fit");
+            constexpr int IMAGES = images_at_once(2 * Staging<T, UNITS, 1>::BYTES);
+            const Staging<T, UNITS, IMAGES> first{ring.results()}, second{first.base + first.BYTES}; // dz, then dg in its place; du
             const int image0 = at.b + p.split * SHARE_COLS;
-            const auto ready = [&] {
-                first.read(dz, image0, batch, at.a, hidden, hidden);
+            const auto read = [&](int round) {
+                first.read(dz, image0 + round * IMAGES, batch, at.a, hidden, hidden);
                 barrier_among(1, MULTIPLIERS);
             };
-            finish(sums, ring, p, ready, [&](int m, int j, float4 v) {
-                const int unit = (warp / 4 * M_TILES + m) * 32 + (warp & 3) * 8;
+            const auto write = [&](int round) {
+                first.write(dgates, image0 + round * IMAGES, batch, at.a, hidden, 2 * hidden);
+                second.write(dgates + hidden, image0 + round * IMAGES, batch, at.a, hidden, 2 * hidden);
+            };
+            finish<SHARE_COLS / IMAGES>(sums, ring, p, read, [&](int m, int j, float4 v) {
+                const int unit = (warp / 4 * M_TILES + m) * 32 + (warp & 3) * 8, staged = j % (IMAGES / 8);
                 if (SPLIT_FP32) {
                     const int image = image0 + 8 * j + (threadIdx.x & 3) * 2;
                     const float s0 = scale[min(image, batch - 1)], s1 = scale[min(image + 1, batch - 1)];
                     v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
                 }
                 float d[2], dg[2], du[2];
-                first.get(unit, j, d[0], d[1]);
+                first.get(unit, staged, d[0], d[1]);
                 gate_backward(v.x, v.z, d[0], dg[0], du[0]);
                 gate_backward(v.y, v.w, d[1], dg[1], du[1]);
-                first.put(unit, j, dg[0], dg[1]);
-                second.put(unit, j, du[0], du[1]);
-            });
-            barrier_among(1, MULTIPLIERS);
-            first.write(dgates, image0, batch, at.a, hidden, 2 * hidden);
-            second.write(dgates + hidden, image0, batch, at.a, hidden, 2 * hidden);
-            reopen(ring, p);
+                first.put(unit, staged, dg[0], dg[1]);
+                second.put(unit, staged, du[0], du[1]);
+            }, write);
         }
 #endif
-        grid_arrive(state);
 #if PRECISION == 3
+#if !SAVED_GATES
+        grid_arrive(state);
         if (threadIdx.x == 0) grid_wait(state);
         barrier_among(1, MULTIPLIERS);
-        float *most = (float *)(shared + RING_BYTES + BARRIER_BYTES);
-        for (u32 row = blockIdx.x; row < (u32)batch; row += gridDim.x)
-            split_row<MULTIPLIERS>(dgates + offset(row, 2 * hidden), planes + offset(row, 2 * hidden), planes + offset(row + batch, 2 * hidden), plane_scale + row, 2 * hidden, most);
-        grid_arrive(state + 1);
 #endif
+        // What a split sums of an image has a scale of its own, so that it need not be known before the image is whole; a warpgroup takes such a part.
+        for (u32 item = blockIdx.x * WARPGROUPS + warp / 4; item < batch * SPLITS; item += gridDim.x * WARPGROUPS) {
+            const u32 row = item / SPLITS, split = item % SPLITS;
+            const u64 at = offset(row, 2 * hidden);
+            int begin, end;
+            split_tiles(2 * hidden, split, begin, end);
+            const auto load = [&](int k) {
+#if SAVED_GATES
+                float4 dg, du;
+                const int unit = k < hidden ? k : k - hidden;
+                const float4 g = *(const float4 *)(gates + at + unit), u = *(const float4 *)(gates + at + hidden + unit), d = *(const float4 *)(dz + offset(row, hidden) + unit);
+                gate_backward(g.x, u.x, d.x, dg.x, du.x), gate_backward(g.y, u.y, d.y, dg.y, du.y), gate_backward(g.z, u.z, d.z, dg.z, du.z), gate_backward(g.w, u.w, d.w, dg.w, du.w);
+                return k < hidden ? dg : du;
+#else
+                float v[4];
+                unpack16(load16_cg(dgates + at + k), v, 0.f);
+                return make_float4(v[0], v[1], v[2], v[3]);
+#endif
+            };
+            const auto write = [&](int k, float4 v) {
+                if (SAVED_GATES) *(float4 *)(dgates + at + k) = v;
+            };
+            float *most = (float *)(shared + RING_BYTES + BARRIER_BYTES) + warp / 4 * 4; // results come later
+            split_row<128>(load, write, planes + at, planes + offset(row + batch, 2 * hidden), plane_scale + split * batch + row, begin * K_TILE, min(end * K_TILE, 2 * hidden), 2 + warp / 4, most);
+        }
+        grid_arrive(state + 1);
+#else
+        grid_arrive(state);
+#endif
+        // The last block whose threads wait for nothing more puts the state back to zero.
+        u32 gone = 0;
+        const auto leave = [&] {
+            if (threadIdx.x == 0) gone = atomicAdd(state + 2, 1u) + 1;
+        };
+        if (cluster >= work_2) leave();
         // dx^T = Wf^T [dg | du]^T: (D, 2H) @ (2H, B) -> (D, B)
-        bool stands = !SPLIT_FP32;
         for (u32 item = cluster; item < work_2; item += clusters) {
             const TilePlace at = place_of(item, tiles_2, ROWS);
+            if (SPLIT_FP32 && item == cluster) {
+                grid_wait(state + 1); // for the scales, which this thread reads
+                barrier_among(1, MULTIPLIERS);
+            }
             multiply<true, false>(sums, ring, end_2 - begin_2, p, One());
-            const Staging<T, ROWS> out{ring.stages};
-            static_assert(Staging<T, ROWS>::BYTES <= RING_BYTES, "the tile fits");
-            const int image0 = at.b + p.split * SHARE_COLS;
-            if (!stands) grid_wait(state + 1), stands = true; // for the scales, which this thread reads
-            finish(sums, ring, p, Nothing(), [&](int m, int j, float4 v) {
-                const int row = (warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16;
-                if (SPLIT_FP32) {
-                    const int image = image0 + 8 * j + (threadIdx.x & 3) * 2;
-                    const float s0 = plane_scale[min(image, batch - 1)], s1 = plane_scale[min(image + 1, batch - 1)];
-                    v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
+            if (item == cluster) leave(); // there was something to multiply: the loader has waited too
+            if (item + clusters >= work_2) let_next_start();
+            if (SPLIT_FP32) {
+                const float *down = plane_scale + p.split * batch;
+#pragma unroll
+                for (int j = 0; j < COLS / 8; j++) {
+                    const int image = at.b + 8 * j + (threadIdx.x & 3) * 2;
+                    const float s0 = down[min(image, batch - 1)], s1 = down[min(image + 1, batch - 1)];
+#pragma unroll
+                    for (int m = 0; m < M_TILES; m++) sums.v[m][4 * j] *= s0, sums.v[m][4 * j + 1] *= s1, sums.v[m][4 * j + 2] *= s0, sums.v[m][4 * j + 3] *= s1;
                 }
-                out.put(row, j, v.x, v.y);
-                out.put(row + 8, j, v.z, v.w);
-            });
-            barrier_among(1, MULTIPLIERS);
-            out.write(dx, image0, batch, at.a, inputs, inputs);
-            reopen(ring, p);
+            }
+            constexpr int IMAGES = images_at_once(Staging<T, ROWS, 1>::BYTES);
+            const Staging<T, ROWS, IMAGES> out{ring.results()};
+            const int image0 = at.b + p.split * SHARE_COLS;
+            const auto put = [&](int m, int j, float4 v) {
+                const int row = (warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16, staged = j % (IMAGES / 8);
+                out.put(row, staged, v.x, v.y);
+                out.put(row + 8, staged, v.z, v.w);
+            };
+            finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }
-        let_next_start();
-        // The last block to leave puts the state back to zero; nobody reads it any more.
-        if (threadIdx.x == 0) {
-            if (atomicAdd(state + 2, 1u) == gridDim.x - 1) state[0] = state[1] = state[2] = 0;
-        }
+        if (threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
     }
-    if (CLUSTER > 1) { // nobody leaves while others may still signal its barriers
-        cluster_arrive();
-        cluster_wait();
-    }
+    end_ring();
 }

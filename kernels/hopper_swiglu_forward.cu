@@ -12,10 +12,13 @@
 //
 // Maps: `wf` 4-D as above, box (128 bytes, 8, 2, ROWS / 16 / SHARE_A); `x` (B, D), box (128 bytes, COLS / SHARE_B); fp32-emulated: `x` is the split x,
 // (2B, D) fp16 with hi in the first B rows and lo in the rest, `scale` (B) what to multiply row b of the product by.
-// Grid: CLUSTER * ceil(H / (ROWS / 2) / SHARE_B) * ceil(B / COLS / SHARE_A) blocks of THREADS threads, clusters of CLUSTER.
+// Grid: CLUSTER * ceil(H / (ROWS / 2) / SHARE_B) * ceil(B / COLS / SHARE_A) blocks of THREADS threads, clusters of CLUSTER; or fewer, which then
+// have several tiles each, the next one's operands on their way while one is finished.
 #include "hopper_staging.cuh"
 
 constexpr int UNITS = ROWS / 2;
+// Images whose g, u and z, or whose z alone, are on their way at once.
+constexpr int IMAGES = images_at_once(3 * Staging<T, UNITS, 1>::BYTES), ALONE = images_at_once(Staging<T, UNITS, 1>::BYTES);
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     hopper_swiglu_forward(const __grid_constant__ TensorMap wf, const __grid_constant__ TensorMap x, const float *scale, T *z, T *gates, int batch, int inputs, int hidden) {
@@ -24,75 +27,87 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     Ring ring = start_ring(shared_address(shared));
     const Place p = place();
     const u32 tiles_a = ((hidden + UNITS - 1) / UNITS + SHARE_B - 1) / SHARE_B, tiles_b = ((batch + COLS - 1) / COLS + SHARE_A - 1) / SHARE_A;
-    const TilePlace at = tile_place(blockIdx.x / CLUSTER, tiles_a, tiles_b);
-    const int unit0 = (at.a * SHARE_B + p.b) * UNITS, row0 = (at.b * SHARE_A + p.a) * COLS;
+    const u32 work = tiles_a * tiles_b, cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+    const auto place_of = [&](u32 item) {
+        const TilePlace at = tile_place(item, tiles_a, tiles_b);
+        return TilePlace{(at.a * SHARE_B + (int)p.b) * UNITS, (at.b * SHARE_A + (int)p.a) * COLS};
+    };
     int begin, end;
     split_tiles(inputs, p.split, begin, end);
 
     // [g | u]^T = Wf x^T: (2H, D) @ (D, B) -> (2H, B)
     if (threadIdx.x >= MULTIPLIERS) {
         become_loader();
-        if (threadIdx.x == MULTIPLIERS) {
-            const u32 mask_a = sharers_of_a(p), mask_b = sharers_of_b(p);
-            wait_for_last();
-            for (int tile = begin; tile < end; tile++)
-                feed(ring, [&](u32 a, u32 b, u32 full) {
-                    constexpr int SLABS = UNITS / 8 / SHARE_A, BOX_ROWS = COLS / SHARE_B;
+        const u32 mask_a = sharers_of_a(p), mask_b = sharers_of_b(p);
+        const Weights kept;
+        for (u32 item = cluster; item < work; item += clusters) {
+            if (threadIdx.x == MULTIPLIERS) {
+                const TilePlace at = place_of(item);
+                const auto weights = [&](u32 a, u32 full, int tile) {
+                    constexpr int SLABS = UNITS / 8 / SHARE_A;
 #pragma unroll
-                    for (int plane = 0; plane < PLANES; plane++) { // A: 32 elements of K a plane; B: hi, lo
-                        const u32 to_a = a + plane * (ROWS * 128) + p.a * (SLABS * 2048), to_b = b + plane * (COLS * 128) + p.b * (BOX_ROWS * 128);
-                        const int k = tile * K_TILE, slab = unit0 / 8 + (int)p.a * SLABS, image = row0 + (int)p.b * BOX_ROWS + plane * batch;
-                        if (SHARE_A > 1) tma_share(to_a, wf, full, mask_a, k + 32 * plane, 0, 0, slab);
-                        else tma_load(to_a, wf, full, k + 32 * plane, 0, 0, slab);
-                        if (SHARE_B > 1) tma_share(to_b, x, full, mask_b, k, image);
-                        else tma_load(to_b, x, full, k, image);
+                    for (int plane = 0; plane < PLANES; plane++) { // 32 elements of K each
+                        const u32 to = a + plane * (ROWS * 128) + p.a * (SLABS * 2048);
+                        const int k = tile * K_TILE + 32 * plane, slab = at.a / 8 + (int)p.a * SLABS;
+                        if (SHARE_A > 1) tma_share(to, wf, full, mask_a, k, 0, 0, slab);
+                        else kept.load(slab * 8, k, to, wf, full, k, 0, 0, slab);
                     }
-                });
+                };
+                const auto activations = [&](u32 b, u32 full, int tile) {
+                    constexpr int BOX_ROWS = COLS / SHARE_B;
+#pragma unroll
+                    for (int plane = 0; plane < PLANES; plane++) { // hi, lo
+                        const u32 to = b + plane * (COLS * 128) + p.b * (BOX_ROWS * 128);
+                        const int image = at.b + (int)p.b * BOX_ROWS + plane * batch;
+                        if (SHARE_B > 1) tma_share(to, x, full, mask_b, tile * K_TILE, image);
+                        else tma_load(to, x, full, tile * K_TILE, image);
+                    }
+                };
+                int tile = begin;
+                if (item == cluster) {
+                    // fp32-emulated: the kernel before is the one that splits x, and it waited for whatever wrote the weights.
+                    if (SPLIT_FP32) tile = feed_ahead(ring, begin, end, weights, wait_for_last, activations);
+                    else wait_for_last();
+                }
+                for (; tile < end; tile++)
+                    feed(ring, [&](u32 a, u32 b, u32 full) { weights(a, full, tile), activations(b, full, tile); });
+            }
+            __syncwarp();
+            finish_beside();
         }
-        __syncwarp();
-        finish_beside();
     } else {
         become_multiplier();
+        const int warp = threadIdx.x / 32;
+        const Staging<T, UNITS, IMAGES> to_g{ring.results()}, to_u{to_g.base + to_g.BYTES}, to_z{to_u.base + to_u.BYTES};
+        const Staging<T, UNITS, ALONE> alone{gates ? to_z.base : ring.results()};
+        const int mask = (gates ? IMAGES : ALONE) / 8 - 1;
         Sums sums;
-        multiply<false, false>(sums, ring, end - begin, p, One());
-        let_next_start();
-        wait_for_last();
-
-        // Three tiles of the output pass through shared memory; in fp32 they do not fit, and z takes g's place once g is written.
-        constexpr bool IN_TURN = sizeof(T) == 4;
-        const Staging<T, UNITS> to_g{ring.stages}, to_u{to_g.base + to_g.BYTES}, to_z{IN_TURN ? to_g.base : to_u.base + to_u.BYTES};
-        static_assert((IN_TURN ? 2 : 3) * Staging<T, UNITS>::BYTES <= RING_BYTES, "the tiles fit");
-        const int first_image = row0 + p.split * SHARE_COLS, warp = threadIdx.x / 32;
-        const auto unit_of = [&](int m) { return (warp / 4 * M_TILES + m) * 32 + (warp & 3) * 8; };
-        finish(sums, ring, p, Nothing(), [&](int m, int j, float4 v) {
-            const int unit = unit_of(m);
-            if (SPLIT_FP32) {
-                const int image = first_image + 8 * j + (threadIdx.x & 3) * 2;
-                const float s0 = scale[min(image, batch - 1)], s1 = scale[min(image + 1, batch - 1)];
-                v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
-            }
-            if (gates) to_g.put(unit, j, v.x, v.y), to_u.put(unit, j, v.z, v.w);
-            if (!IN_TURN || !gates) to_z.put(unit, j, gate_forward(v.x, v.z), gate_forward(v.y, v.w));
-        });
-        barrier_among(1, MULTIPLIERS);
-        if (gates) {
-            to_g.write(gates, first_image, batch, unit0, hidden, 2 * hidden);
-            to_u.write(gates + hidden, first_image, batch, unit0, hidden, 2 * hidden);
-            if (IN_TURN) {
-                barrier_among(1, MULTIPLIERS);
-                for (int m = 0; m < M_TILES; m++)
-                    for (int j = 0; j < SHARE_COLS / 8; j++) {
-                        float g[2], u[2];
-                        to_g.get(unit_of(m), j, g[0], g[1]), to_u.get(unit_of(m), j, u[0], u[1]);
-                        to_z.put(unit_of(m), j, gate_forward(g[0], u[0]), gate_forward(g[1], u[1]));
-                    }
-                barrier_among(1, MULTIPLIERS);
-            }
+        for (u32 item = cluster; item < work; item += clusters) {
+            const TilePlace at = place_of(item);
+            multiply<false, false>(sums, ring, end - begin, p, One());
+            if (item + clusters >= work) let_next_start();
+            wait_for_last();
+            // From here on the loader fills the ring for the next tile.
+            const int first_image = at.b + p.split * SHARE_COLS;
+            const auto gate = [&](int m, int j, float4 v) {
+                const int unit = (warp / 4 * M_TILES + m) * 32 + (warp & 3) * 8, staged = j & mask;
+                if (SPLIT_FP32) {
+                    const int image = first_image + 8 * j + (threadIdx.x & 3) * 2;
+                    const float s0 = scale[min(image, batch - 1)], s1 = scale[min(image + 1, batch - 1)];
+                    v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
+                }
+                if (gates) to_g.put(unit, staged, v.x, v.y), to_u.put(unit, staged, v.z, v.w);
+                alone.put(unit, staged, gate_forward(v.x, v.z), gate_forward(v.y, v.w));
+            };
+            const auto write = [&](int round) {
+                const int image = first_image + round * IMAGES;
+                to_g.write(gates, image, batch, at.a, hidden, 2 * hidden);
+                to_u.write(gates + hidden, image, batch, at.a, hidden, 2 * hidden);
+                to_z.write(z, image, batch, at.a, hidden, hidden);
+            };
+            if (gates) finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), gate, write);
+            else finish<SHARE_COLS / ALONE>(sums, ring, p, Nothing(), gate, [&](int round) { alone.write(z, first_image + round * ALONE, batch, at.a, hidden, hidden); });
         }
-        to_z.write(z, first_image, batch, unit0, hidden, hidden);
     }
-    if (CLUSTER > 1) { // nobody leaves while others may still signal its barriers
-        cluster_arrive();
-        cluster_wait();
-    }
+    end_ring();
 }

@@ -37,6 +37,25 @@ DEVICE void tma_load(u32 dst, const TensorMap &map, u32 barrier, int c0, int c1,
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2),
                  "r"(c3) : "memory");
 }
+// The same, with what L2 is to do with the lines: a policy made by one of the two below.
+DEVICE void tma_load_as(u64 policy, u32 dst, const TensorMap &map, u32 barrier, int c0, int c1) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1),
+                 "l"(policy) : "memory");
+}
+DEVICE void tma_load_as(u64 policy, u32 dst, const TensorMap &map, u32 barrier, int c0, int c1, int c2, int c3) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1),
+                 "r"(c2), "r"(c3), "l"(policy) : "memory");
+}
+DEVICE u64 evict_last() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+DEVICE u64 evict_first() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 // The same to every block of the cluster that `mask` names: to the same place, heard by the same barrier of each.
 DEVICE void tma_share(u32 dst, const TensorMap &map, u32 barrier, u32 mask, int c0, int c1) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5}], [%2], %3;" ::"r"(dst), "l"(&map), "r"(barrier), "h"((u16)mask),

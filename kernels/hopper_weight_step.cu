@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 slots.next();
             });
         } else if (warp == 2 && alone) {
-            const u64 first_to_go = leaves_first();
+            const u64 first_to_go = evict_first();
             each_slot(rows, cols, [&](int row, int col) {
                 barrier_wait(slots.stepped(), slots.parity);
                 tma_store(weight, slots.weight(), col, row, first_to_go);

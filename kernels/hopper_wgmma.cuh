@@ -23,6 +23,11 @@ template <int N> DEVICE void pin(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+template <int N> DEVICE void pin(u32 (&a)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(a[i])::"memory");
+}
+
 // Descriptor of a tile that begins at `address` (a multiple of 1024, or of a step of 32 bytes into one when rows run along K).
 // K-major: rows of 128 bytes along K; `stride` between groups of 8 rows is 1024.
 DEVICE u64 describe_k_major(u32 address) { return (u64)1 << 62 | (u64)(1024 >> 4) << 32 | (u64)1 << 16 | (u64)((address & 0x3ffff) >> 4); }

@@ -11,7 +11,7 @@ use mnist_swiglu::{
     data::Dataset,
     device::{Device, cuda::Cuda},
     measure::check::{
-        Case, SHAPES, check_layer, gates_of,
+        Case, LARGE_SHAPES, SHAPES, check_layer, gates_of,
         training::{NETWORKS, TrainingCase, check_training},
     },
     model::{checkpoint::Checkpoint, persistent::Steps, schedule::Schedule},
@@ -88,7 +88,7 @@ fn small_mnist(swiglu: &str, precision: Precision) -> Config {
 #[test]
 fn every_implementation_and_precision_agrees_with_the_reference() {
     let Some((_guard, device)) = gpu() else { return };
-    for &dims in SHAPES {
+    for &dims in SHAPES.iter().chain(LARGE_SHAPES) {
         for &precision in Precision::of_device(&device) {
             let case = Case::in_precision(dims, 11, precision);
             for entry in swiglu::ALL {

@@ -7,7 +7,7 @@ use crate::{
     commands::out,
     device::Device,
     measure::check::{
-        Case, Check, SHAPES, check_layer, gates_of,
+        Case, Check, LARGE_SHAPES, SHAPES, check_layer, gates_of,
         training::{NETWORKS, TrainingCase, check_training},
     },
     swiglu::{self, Entry, Gates, Precision, reference::Dims},
@@ -25,7 +25,10 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     };
     // Whoever names shapes is after the layer.
     let (shapes, networks): (Vec<Dims>, &[_]) = match args.shape.as_slice() {
-        [] => (SHAPES.to_vec(), NETWORKS),
+        [] => match device {
+            Device::Cpu(_) => (SHAPES.to_vec(), NETWORKS),
+            Device::Cuda(_) => ([SHAPES, LARGE_SHAPES].concat(), NETWORKS),
+        },
         texts => (texts.iter().map(|text| parse_shape(text)).collect::<Result<_>>()?, &[]),
     };
     let precisions: Vec<Precision> = match args.precision.as_slice() {

@@ -48,7 +48,7 @@ impl Planes {
         (4 * rows * cols, 4 * rows)
     }
 
-    /// Room for them that nobody reads after the next launches of the same purpose.
+    /// Room for them that nobody reads after the next launches of the same purpose; for `parts` factors a row.
     ///
     /// # Errors
     /// When there is not so much memory.
@@ -56,9 +56,10 @@ impl Planes {
         cuda: &Cuda,
         purposes: (&'static str, &'static str),
         (rows, cols): (usize, usize),
+        parts: usize,
     ) -> Result<Planes> {
         let (hi, down) = Planes::bytes(rows, cols);
-        Ok(Planes { hi: cuda.scratch(purposes.0, hi)?, down: cuda.scratch(purposes.1, down)? })
+        Ok(Planes { hi: cuda.scratch(purposes.0, hi)?, down: cuda.scratch(purposes.1, parts * down)? })
     }
 
     /// Boxes of `box_rows` rows, 64 elements wide, of both planes: row r of lo is row `rows` + r.

@@ -42,7 +42,7 @@ impl Input {
     pub(crate) fn of_batch(cuda: &Cuda, x: u64, shape: (usize, usize), planes: Option<Planes>) -> Result<Input> {
         let planes = match (planes, cuda.precision()) {
             (None, Precision::Fp32Emulated) => {
-                let planes = Planes::in_scratch(cuda, ("planes of images", "factors of images"), shape)?;
+                let planes = Planes::in_scratch(cuda, ("planes of images", "factors of images"), shape, 1)?;
                 planes.fill(cuda, x, shape)?;
                 Some(planes)
             }
@@ -115,7 +115,8 @@ pub struct StepTile {
 
 impl StepTile {
     const fn new((warpgroups, cols, blocks): (usize, usize, usize), (stages, slots): (usize, usize)) -> StepTile {
-        let tile = HopperTile { warpgroups, m_tiles: 1, cols, stages, splits: 1, share_a: 1, share_b: 1, blocks };
+        let tile =
+            HopperTile { warpgroups, m_tiles: 1, cols, stages, splits: 1, share_a: 1, share_b: 1, blocks, results: 0 };
         StepTile { tile, slots }
     }
 

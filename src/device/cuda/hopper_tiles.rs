@@ -22,6 +22,8 @@ pub struct HopperTile {
     pub share_b: usize,
     /// Blocks that a multiprocessor should hold.
     pub blocks: usize,
+    /// Bytes of shared memory beside the ring, through which results pass; in dWf none.
+    pub results: usize,
 }
 
 impl HopperTile {
@@ -50,9 +52,9 @@ impl HopperTile {
         (self.rows() + self.cols) * if precision == Precision::Fp32Emulated { 256 } else { 128 }
     }
 
-    /// Bytes of dynamic shared memory: the ring, its barriers, a few words.
+    /// Bytes of dynamic shared memory: the ring, its barriers, the results.
     pub fn shared(&self, precision: Precision) -> usize {
-        self.stages * self.stage(precision) + self.stages * 16 + 16 + 64
+        self.stages * self.stage(precision) + self.stages * 16 + self.results
     }
 
     /// Tiles of a product of `rows` (of the weight) x `cols`, in whole clusters, times the splits.
@@ -68,10 +70,19 @@ impl HopperTile {
         (self.splits - 1) * tiles.div_ceil(self.splits) < tiles
     }
 
-    /// The same with as many stages as shared memory holds, eight at most.
+    /// The same with as many stages as shared memory holds, 16 at most.
     fn filled(self, precision: Precision) -> HopperTile {
-        let room = (SHARED / self.blocks).saturating_sub(2048);
-        HopperTile { stages: (room / self.stage(precision)).clamp(2, 8), ..self }
+        let room = (SHARED / self.blocks).saturating_sub(2048 + self.results);
+        HopperTile { stages: (room / self.stage(precision)).clamp(2, 16), ..self }
+    }
+
+    /// The same with room for results: for what the other splits send, and for g, u and z of the block's images, or of as many
+    /// as [`STAGED`] bytes hold.
+    fn with_results(self, precision: Precision) -> HopperTile {
+        let element = if precision == Precision::Bf16 { 2 } else { 4 };
+        let staged = 3 * self.cols / self.splits * (self.rows() / 2 * element + 16);
+        let sent = self.rows() * self.cols * 4 / self.splits * (self.splits - 1);
+        HopperTile { results: sent.max(staged.min(STAGED)), ..self }
     }
 
     /// Its defines.
@@ -85,6 +96,7 @@ impl HopperTile {
             ("SHARE_A", self.share_a as u32),
             ("SHARE_B", self.share_b as u32),
             ("MIN_BLOCKS", self.blocks as u32),
+            ("RESULTS", self.results as u32),
         ]
     }
 }
@@ -92,8 +104,23 @@ impl HopperTile {
 /// Bytes of shared memory that the blocks of a multiprocessor have together.
 const SHARED: usize = 227 << 10;
 
+/// Bytes beside the ring for results on their way to memory: in bf16 those of 64 images of a tile of 128 rows.
+const STAGED: usize = 27_648;
+
 const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> HopperTile {
-    HopperTile { warpgroups, m_tiles: 1, cols, stages: 0, splits, share_a: 1, share_b: 1, blocks }
+    HopperTile { warpgroups, m_tiles: 1, cols, stages: 0, splits, share_a: 1, share_b: 1, blocks, results: 0 }
+}
+
+/// The same tiles with room for results.
+fn with_results(tiles: &[HopperTile], precision: Precision) -> Vec<HopperTile> {
+    tiles.iter().map(|tile| tile.with_results(precision)).collect()
+}
+
+/// How many sixteenths of a weight of `bytes` bytes its readers should ask L2 to keep: half of the cache, which is what was
+/// measured best; none of one that fits.
+pub fn kept(chip: Chip, bytes: usize) -> u32 {
+    let room = chip.l2_bytes / 2;
+    if bytes <= chip.l2_bytes { 0 } else { (16 * room / bytes) as u32 }
 }
 
 /// The first of `tiles` (large ones first) that gives nine tenths of the multiprocessors a block; else the one that gives the
@@ -115,7 +142,7 @@ fn first_that_fills(
     usable()
         .find(|tile| tile.count(rows, cols) * 10 >= chip.multiprocessors * 9)
         .or_else(|| usable().max_by_key(|tile| tile.count(rows, cols)))
-        .unwrap_or(tile(1, 64, 1, 1).filled(precision))
+        .unwrap_or(tile(1, 64, 1, 1).with_results(precision).filled(precision))
 }
 
 /// The forward's tile.
@@ -123,21 +150,14 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
     let tiles: &[HopperTile] = match precision {
         // The stages' own sums take the registers of a wider tile.
         Precision::Fp32Emulated => {
-            &[tile(2, 128, 1, 1), tile(2, 128, 2, 1), tile(2, 64, 1, 1), tile(1, 64, 2, 2), tile(1, 64, 4, 1)]
+            &[tile(2, 128, 1, 1), tile(2, 128, 2, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1), tile(1, 64, 2, 1)]
         }
-        Precision::Tf32 => &[
-            tile(2, 256, 1, 1),
-            tile(2, 128, 1, 1),
-            tile(2, 128, 2, 1),
-            tile(2, 64, 1, 1),
-            tile(1, 64, 2, 2),
-            tile(1, 64, 4, 1),
-        ],
-        Precision::Bf16 | Precision::Fp32 => {
-            &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 2, 2), tile(1, 64, 4, 1)]
-        }
+        _ => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1), tile(1, 64, 2, 2)],
     };
-    first_that_fills(chip, precision, tiles, (2 * hidden, batch), &[inputs])
+    let tile = first_that_fills(chip, precision, &with_results(tiles, precision), (2 * hidden, batch), &[inputs]);
+    // Where a product goes on for long enough to heat the chip, two blocks read the batch's tiles for both.
+    let long = tile.count(2 * hidden, batch) >= 6 * chip.multiprocessors && precision == Precision::Bf16;
+    HopperTile { share_b: if long && tile.cols == 256 { 2 } else { 1 }, ..tile }
 }
 
 /// The tile of a linear layer's forward: where the batch is small its blocks are few, and split the sum.
@@ -147,7 +167,7 @@ pub fn linear(chip: Chip, precision: Precision, batch: usize, inputs: usize, out
         Precision::Fp32Emulated => &[tile(2, 128, 1, 1)],
         Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1)],
     };
-    first_that_fills(chip, precision, tiles, (outputs, batch), &[inputs])
+    first_that_fills(chip, precision, &with_results(tiles, precision), (outputs, batch), &[inputs])
 }
 
 /// The backward's tile, by the shape of dx.
@@ -159,24 +179,25 @@ pub fn backward_dx(
     hidden: usize,
     saved: bool,
 ) -> HopperTile {
-    const TILES: [HopperTile; 6] = [
-        tile(2, 256, 1, 1),
-        tile(2, 128, 1, 1),
-        tile(2, 128, 2, 1),
-        tile(2, 64, 2, 1),
-        tile(1, 64, 2, 1),
-        tile(1, 64, 4, 2),
-    ];
-    let tiles = match precision {
-        Precision::Fp32Emulated => &TILES[1..],
-        Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => &TILES[..],
+    let tiles: &[HopperTile] = match precision {
+        Precision::Fp32Emulated => {
+            &[tile(2, 128, 1, 1), tile(2, 128, 2, 1), tile(2, 64, 2, 1), tile(1, 64, 2, 1), tile(2, 64, 4, 1)]
+        }
+        Precision::Tf32 => &[
+            tile(2, 256, 1, 1),
+            tile(2, 128, 1, 1),
+            tile(2, 128, 2, 1),
+            tile(1, 128, 2, 1),
+            tile(1, 64, 2, 1),
+            tile(1, 64, 4, 2),
+        ],
+        Precision::Bf16 | Precision::Fp32 => {
+            &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(1, 128, 1, 1), tile(1, 64, 1, 1), tile(1, 64, 2, 1)]
+        }
     };
-    // Gates made again: the same blocks also take the forward's product, which has twice the rows and is split less.
-    let (tiles, sums) = match saved {
-        true => (tiles, &[2 * hidden][..]),
-        false => (&tiles[..tiles.len() - 1], &[2 * hidden, inputs][..]),
-    };
-    first_that_fills(chip, precision, tiles, (inputs, batch), sums)
+    // Gates made again: the same blocks also take the forward's product, which has twice the rows.
+    let sums = if saved { &[2 * hidden][..] } else { &[2 * hidden, inputs] };
+    first_that_fills(chip, precision, &with_results(tiles, precision), (inputs, batch), sums)
 }
 
 /// The tile of dWf.
@@ -232,11 +253,15 @@ mod tests {
         assert_eq!(forward(Precision::Bf16, 64, 2048), (64, 64, 2));
         assert_eq!(forward(Precision::Bf16, 256, 2048), (128, 64, 1));
         assert_eq!(forward(Precision::Bf16, 1024, 4096), (128, 256, 1));
-        assert_eq!(forward(Precision::Tf32, 256, 2048), (128, 128, 2));
+        assert_eq!(forward(Precision::Tf32, 256, 2048), (128, 64, 1));
         assert_eq!(forward(Precision::Fp32Emulated, 256, 4096), (128, 128, 1));
-        assert_eq!(forward(Precision::Fp32Emulated, 64, 4096), (64, 64, 2));
+        assert_eq!(forward(Precision::Bf16, 64, 4096), (64, 64, 1));
         let dx = |precision, batch, width| shape(backward_dx(Chip::H200, precision, batch, width, width, true));
-        assert_eq!(dx(Precision::Bf16, 64, 2048), (64, 64, 4));
+        assert_eq!(dx(Precision::Bf16, 64, 2048), (64, 64, 2));
+        assert_eq!(dx(Precision::Bf16, 256, 2048), (64, 64, 1));
+        assert_eq!(dx(Precision::Bf16, 256, 4096), (64, 128, 1));
+        assert_eq!(dx(Precision::Tf32, 64, 2048), (64, 64, 4));
+        assert_eq!(dx(Precision::Tf32, 256, 2048), (64, 128, 2));
         assert_eq!(dx(Precision::Tf32, 256, 4096), (128, 128, 2));
         assert_eq!(dx(Precision::Fp32Emulated, 1024, 2048), (128, 128, 1));
     }

@@ -58,7 +58,7 @@ impl Workspace {
             return Ok(None);
         }
         if keep == Keep::Nothing {
-            return Planes::in_scratch(cuda, ("planes of x", "factors of x"), (batch, inputs)).map(Some);
+            return Planes::in_scratch(cuda, ("planes of x", "factors of x"), (batch, inputs), 1).map(Some);
         }
         let (bytes, factors) = Planes::bytes(batch, inputs);
         self.plane_bytes = bytes + factors;

@@ -47,6 +47,12 @@ fn gate_up(cuda: &Cuda, dims: Dims, pointer: u64, tile: HopperTile) -> Result<Te
     .encode()
 }
 
+/// The define for how much of Wf (2H, D) its readers ask L2 to keep, where each line is read once.
+fn kept(cuda: &Cuda, dims: Dims, tile: HopperTile) -> (&'static str, u32) {
+    let bytes = 2 * dims.hidden * dims.inputs * cuda.element().bytes();
+    ("KEPT", if dims.batch <= tile.cols { hopper_tiles::kept(cuda.chip(), bytes) } else { 0 })
+}
+
 /// z = silu(x Wg^T) * (x Wu^T): (B, D) @ (D, 2H) -> (B, H), in one launch.
 ///
 /// # Errors
@@ -83,11 +89,14 @@ pub fn forward(
     ];
     let clusters =
         hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
-    let configuration = configuration(cuda, "hopper_swiglu_forward.cu", tile, &[]);
-    // SAFETY: the arguments are the kernel's; shapes were checked; the maps are of these matrices.
-    unsafe {
-        cuda.launch(&configuration, NAME, grid(cuda, tile, clusters), &[&args[..], &sizes(dims)?].concat())?;
+    let configuration = configuration(cuda, "hopper_swiglu_forward.cu", tile, &[kept(cuda, dims, tile)]);
+    let mut grid_of = grid(cuda, tile, clusters);
+    if grid_of.blocks > cuda.chip().multiprocessors * tile.blocks {
+        // Blocks that stay and take one tile after the other begin the next while they finish one.
+        grid_of = grid(cuda, tile, cuda.resident_blocks(&configuration, NAME, grid_of)? / tile.cluster());
     }
+    // SAFETY: the arguments are the kernel's; shapes were checked; the maps are of these matrices.
+    unsafe { cuda.launch(&configuration, NAME, grid_of, &[&args[..], &sizes(dims)?].concat())? };
     workspace.keep(cuda, batch, keep);
     Ok(())
 }
@@ -115,7 +124,10 @@ pub fn backward_dx(
     let images = tile.cols / tile.share_b;
     let (from_x, down) = activations(cuda, "x", x, planes, (batch, inputs), images)?;
     let split = match planes {
-        Some(_) => Some(Planes::in_scratch(cuda, ("planes of dgates", "factors of dgates"), (batch, 2 * hidden))?),
+        Some(_) => {
+            let purposes = ("planes of dgates", "factors of dgates");
+            Some(Planes::in_scratch(cuda, purposes, (batch, 2 * hidden), tile.splits)?)
+        }
         None => None,
     };
     let (from_dgates, _) = activations(cuda, "[dg | du]", dgates, split, (batch, 2 * hidden), images)?;
@@ -133,8 +145,8 @@ pub fn backward_dx(
         Pointer(dx),
         Pointer(cuda.scratch("dx counters", 12)?),
     ];
-    let saved_gates = [("SAVED_GATES", u32::from(saved.is_some()))];
-    let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &saved_gates);
+    let more = [("SAVED_GATES", u32::from(saved.is_some())), kept(cuda, dims, tile)];
+    let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
     let phase_2 = inputs.div_ceil(tile.rows()).div_ceil(tile.share_b) * columns;
