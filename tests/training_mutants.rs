@@ -8,7 +8,7 @@ use mnist_swiglu::{
     device::{Device, precision},
     measure::check::{
         gates_of,
-        training::{NETWORKS, Outcome, RECIPES, Recipe, TrainingCase, bound, check_training},
+        training::{NETWORKS, Outcome, RECIPES, Recipe, SMALL_NETWORKS, TrainingCase, bound, check_training},
     },
     swiglu::{self, Entry, Gates, Precision, reference::Dims},
 };
@@ -45,7 +45,8 @@ fn caught(what: &str, part: &str, recipe: &Recipe, change: impl Fn(&mut Training
 
 #[test]
 fn every_implementation_trains_as_the_reference_does() {
-    for case in cases() {
+    let small = SMALL_NETWORKS.iter().map(|&(dims, depth)| TrainingCase::new(dims, depth, 3));
+    for case in cases().chain(small) {
         for entry in swiglu::ALL {
             for &gates in gates_of(entry) {
                 for check in check_training(entry, &cpu(), Precision::Fp32, gates, &case).expect("steps") {
@@ -68,8 +69,9 @@ fn bf16(value: f64) -> f64 {
 
 #[test]
 fn the_rounding_of_a_precision_stays_within_its_bound_and_a_coarser_one_does_not() {
-    for case in cases() {
-        for recipe in &RECIPES {
+    let small = SMALL_NETWORKS.iter().map(|&(dims, depth)| (TrainingCase::new(dims, depth, 3), &RECIPES[..1]));
+    for (case, recipes) in cases().map(|case| (case, &RECIPES[..])).chain(small) {
+        for recipe in recipes {
             let worst = |rounding: fn(f64) -> f64| {
                 let (weights, losses) = case.reference(recipe, case.network(true, rounding));
                 let mut after = case.weights.clone();

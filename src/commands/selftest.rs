@@ -8,7 +8,7 @@ use crate::{
     device::Device,
     measure::check::{
         Case, Check, LARGE_SHAPES, SHAPES, check_layer, gates_of,
-        training::{NETWORKS, TrainingCase, check_training},
+        training::{NETWORKS, SMALL_NETWORKS, TrainingCase, check_training},
     },
     swiglu::{self, Entry, Gates, Precision, reference::Dims},
 };
@@ -24,12 +24,13 @@ pub fn run(args: SelftestArgs) -> Result<()> {
         names => names.iter().map(|name| swiglu::find(name)).collect::<Result<_>>()?,
     };
     // Whoever names shapes is after the layer.
-    let (shapes, networks): (Vec<Dims>, &[_]) = match args.shape.as_slice() {
+    let networks = || [NETWORKS, SMALL_NETWORKS].concat();
+    let (shapes, networks): (Vec<Dims>, Vec<_>) = match args.shape.as_slice() {
         [] => match device {
-            Device::Cpu(_) => (SHAPES.to_vec(), NETWORKS),
-            Device::Cuda(_) => ([SHAPES, LARGE_SHAPES].concat(), NETWORKS),
+            Device::Cpu(_) => (SHAPES.to_vec(), networks()),
+            Device::Cuda(_) => ([SHAPES, LARGE_SHAPES].concat(), networks()),
         },
-        texts => (texts.iter().map(|text| parse_shape(text)).collect::<Result<_>>()?, &[]),
+        texts => (texts.iter().map(|text| parse_shape(text)).collect::<Result<_>>()?, Vec::new()),
     };
     let precisions: Vec<Precision> = match args.precision.as_slice() {
         [] => Precision::of_device(&device).to_vec(),
@@ -47,7 +48,7 @@ pub fn run(args: SelftestArgs) -> Result<()> {
             count.check(&device, &entries, |entry, gates| check_layer(entry, &device, precision, gates, &case))?;
         }
     }
-    for &(dims, depth) in networks {
+    for (dims, depth) in networks {
         let case = TrainingCase::new(dims, depth, args.seed);
         for &precision in &precisions {
             count.check(&device, &entries, |entry, gates| check_training(entry, &device, precision, gates, &case))?;
