@@ -224,7 +224,7 @@ pub fn standings(page: &mut Page, finished: &[Finished]) {
         page.line(&format!(
             "  {}. {:<18} {} {:6.2} s  {:.2} %{}",
             place + 1,
-            training.configuration.swiglu,
+            training.name(),
             drawn('#', one.train_ms, slowest, 26),
             one.train_ms / 1e3,
             100.0 * accuracy,

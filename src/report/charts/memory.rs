@@ -96,16 +96,16 @@ fn saved_caption(cases: &[&Case]) -> String {
 /// The peak of each training.
 fn peak(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
     let mut groups: Vec<(String, Vec<Bar>)> = Vec::new();
-    let mut all: Vec<(u64, &str)> = Vec::new();
+    let mut all: Vec<(u64, String)> = Vec::new();
     for training in training::of(data, device, precision) {
         let Some(peak) = training.peak_bytes else { continue };
         let config = &training.configuration;
         // Trainings of other shapes are not to be compared: the sentence is about those of the first.
         if groups.is_empty() || groups[0].0 == end::setting_name(config) {
-            all.push((peak, &config.swiglu));
+            all.push((peak, training.name()));
         }
         let bar = Bar {
-            label: config.swiglu.clone(),
+            label: training.name(),
             note: bytes(peak as f64),
             value: Some(peak as f64),
             series: series(&config.swiglu),

@@ -36,7 +36,7 @@ fn of_device(data: &Data, device: &str, several: bool) -> Vec<Chart> {
         title: title.into(),
         subtitle: format!(
             "{}, {}, {}; {wrong} of {} test images wrong after {} epochs",
-            config.swiglu,
+            best.name(),
             config.precision.name(),
             end::setting_name(config),
             thousands(images),

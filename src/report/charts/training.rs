@@ -51,7 +51,7 @@ fn times(data: &Data, trainings: &[&Training], device: &str, precision: Precisio
             continue;
         };
         let bar = Bar {
-            label: config.swiglu.clone(),
+            label: training.name(),
             note: format!("{} ms, {:.2} %", ms(train), 100.0 * accuracy),
             value: Some(train),
             series: series(&config.swiglu),
@@ -168,7 +168,7 @@ fn cost(data: &Data, trainings: &[&Training], device: &str, precision: Precision
                 best = Some((time, training));
             }
             let bar = Bar {
-                label: config.swiglu.clone(),
+                label: training.name(),
                 note,
                 value: time,
                 ghost: wall,
