@@ -1,4 +1,4 @@
-// dWf = [dg | du]^T x on Hopper        [dg | du] (B, 2H), x (B, D), dWf (2H, D), always fp32
+// dWf = [dg | du]^T x on Hopper        [dg | du] (B, 2H), x (B, D), dWf (2H, D), of T: summed in fp32, rounded once; the step is in fp32
 //
 // Reads     [dg | du] and x by TMA, along the batch: both tiles lie with K in rows. bf16 wgmma reads such tiles as they are; TF32 and fp32-emulated take A
 //           through registers, TF32's B is x transposed in memory (hopper_transpose.cu), fp32-emulated's B the split x (hopper_split.cu).
@@ -19,13 +19,17 @@
 #endif
 static_assert(CLUSTER == 1, "a block owns its tile");
 
+// Two neighbours of a row to shared memory.
+DEVICE void put_pair(u32 to, float first, float second, float) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(first), "f"(second) : "memory"); }
+DEVICE void put_pair(u32 to, float first, float second, bf16) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack_bf16(first, second)) : "memory"); }
+
 #if UPDATE
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     hopper_swiglu_dwf_sgd(const __grid_constant__ TensorMap dgrad, const __grid_constant__ TensorMap x, const float *scale, float *w, float *velocity, bf16 *w_copy, const float *lr,
                           const float *gradient_scale, float momentum, float weight_decay, int nesterov, int batch, int inputs, int hidden) {
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    hopper_swiglu_dwf(const __grid_constant__ TensorMap dgrad, const __grid_constant__ TensorMap x, const float *scale, float *dwf, int batch, int inputs, int hidden) {
+    hopper_swiglu_dwf(const __grid_constant__ TensorMap dgrad, const __grid_constant__ TensorMap x, const float *scale, T *dwf, int batch, int inputs, int hidden) {
 #endif
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(dgrad), tma_prefetch(x);
@@ -67,26 +71,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         Sums sums;
         multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
         let_next_start();
-        // Sums to shared memory, where the ring was; then whole rows, 16 bytes a thread.
-        constexpr int PITCH = COLS * 4 + 32; // so that rows start on other banks
+        // Sums to shared memory, where the ring was, a gradient as it is kept; then whole rows, 16 bytes a thread.
+#if UPDATE
+        typedef float Out;
+#else
+        typedef T Out;
+#endif
+        constexpr int PITCH = COLS * (int)sizeof(Out) + 8 * (int)sizeof(Out); // so that rows start on other banks
         static_assert(ROWS * PITCH <= RING_BYTES, "the tile fits where the ring was");
         const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
         const auto put = [&](int m, int j, float4 v) {
-            const u32 to = ring.stages + ((warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16 + lane / 4) * PITCH + (8 * j + lane % 4 * 2) * 4;
-            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(v.x), "f"(v.y) : "memory");
-            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + 8 * PITCH), "f"(v.z), "f"(v.w) : "memory");
+            const u32 to = ring.stages + ((warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16 + lane / 4) * PITCH + (8 * j + lane % 4 * 2) * (int)sizeof(Out);
+            put_pair(to, v.x, v.y, Out()), put_pair(to + 8 * PITCH, v.z, v.w, Out());
         };
         finish(sums, ring, p, Nothing(), put);
         barrier_among(1, MULTIPLIERS);
 #if UPDATE
         const Sgd sgd = sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov);
 #endif
-        constexpr int QUADS = COLS / 4, STEP = MULTIPLIERS / QUADS, BATCH = UPDATE ? 4 : 8; // BATCH rows are under way together
-        static_assert(MULTIPLIERS % QUADS == 0 && ROWS % (STEP * BATCH) == 0, "a thread stays in one column and takes whole batches");
-        const int quad = threadIdx.x % QUADS * 4, col = col0 + quad;
-        if (col >= inputs) return; // rows are whole groups of 4
-        for (int first = threadIdx.x / QUADS; first < ROWS; first += STEP * BATCH) {
-            float sum[BATCH][4];
+        constexpr int N = Vec<Out>::N, CHUNKS = COLS / N, STEP = MULTIPLIERS / CHUNKS, BATCH = !UPDATE && N == 4 ? 8 : 4; // BATCH rows are under way together
+        static_assert(MULTIPLIERS % CHUNKS == 0 && ROWS % (STEP * BATCH) == 0, "a thread stays in its columns and takes whole batches");
+        const int chunk = threadIdx.x % CHUNKS * N, col = col0 + chunk;
+        if (col >= inputs) return; // rows are whole groups of 16 bytes
+        for (int first = threadIdx.x / CHUNKS; first < ROWS; first += STEP * BATCH) {
+            uint4 sum[BATCH];
 #if UPDATE
             float value[BATCH][4], v[BATCH][4];
 #pragma unroll
@@ -99,21 +107,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #endif
 #pragma unroll
             for (int b = 0; b < BATCH; b++)
-                asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(sum[b][0]), "=f"(sum[b][1]), "=f"(sum[b][2]), "=f"(sum[b][3])
-                             : "r"(ring.stages + (first + b * STEP) * PITCH + quad * 4) : "memory");
+                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(sum[b].x), "=r"(sum[b].y), "=r"(sum[b].z), "=r"(sum[b].w)
+                             : "r"(ring.stages + (first + b * STEP) * PITCH + chunk * (int)sizeof(Out)) : "memory");
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
                 const int row = row0 + first + b * STEP;
                 if (row >= 2 * hidden) continue;
                 const u64 at = offset(row, inputs) + col;
 #if UPDATE
+                float grad[4];
+                unpack16(sum[b], grad, 0.f);
 #pragma unroll
-                for (int e = 0; e < 4; e++) sgd_step(sgd, sum[b][e], value[b][e], v[b][e]);
+                for (int e = 0; e < 4; e++) sgd_step(sgd, grad[e], value[b][e], v[b][e]);
                 *(uint4 *)(w + at) = pack16(value[b], 0.f);
                 *(uint4 *)(velocity + at) = pack16(v[b], 0.f);
                 if (w_copy) *(uint2 *)(w_copy + at) = make_uint2(pack_bf16(value[b][0], value[b][1]), pack_bf16(value[b][2], value[b][3]));
 #else
-                *(uint4 *)(dwf + at) = pack16(sum[b], 0.f);
+                *(uint4 *)(dwf + at) = sum[b];
 #endif
             }
         }

@@ -1,37 +1,44 @@
 // Small passes over whole arrays. All arrays start on 16 bytes.
-//   sum_squares   partials[block] = sum of x[i]^2 over the block's share        fp32, in an order that only depends on count and the grid
+//   sum_squares   partials[block] = sum of x[i]^2 over the block's share        fp32, in an order that only depends on count and the grid; x is fp32, or bf16 in sum_squares_bf16
 //   clip_scale    norm = sqrt(sum of partials), scale = min(1, max_norm / (norm + 1e-6))  gradient clipping without a trip to the host
 //   to_bf16       out[i] = bf16(x[i]), rounded to nearest
 //   count_correct correct += rows whose largest logit is at the label            integers: order does not matter
 //
 // Reads     its input once        Writes    partials; two floats; 2 bytes an element; one u32 and, if wanted, a guess a row
-// Launches  1 each. Bytes: 4 an element; nothing; 6 an element; 40 a row.
+// Launches  1 each. Bytes: 4 an element (bf16: 2); nothing; 6 an element; 40 a row.
 // Wins      by being deterministic (float atomics are not).  Loses: to an epilogue that has the values in registers.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
 
-// Any grid; 8 blocks an SM fill memory. Several tensors: give each its own stretch of `partials`.
-extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(const float *x, float *partials, u64 count) {
+template <class E> DEVICE void squares(const E *x, float *partials, u64 count) {
+    constexpr int N = Vec<E>::N;
     __shared__ float scratch[THREADS / 32];
     float sum[4] = {};
-    const u64 vectors = count / 4, stride = (u64)gridDim.x * THREADS;
+    const u64 vectors = count / N, stride = (u64)gridDim.x * THREADS;
     u64 at = (u64)blockIdx.x * THREADS + threadIdx.x;
     const auto add = [&](uint4 bits) {
-        float v[4];
-        unpack16(bits, v, 0.f);
+        float v[N];
+        unpack16(bits, v, E());
 #pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] = fmaf(v[i], v[i], sum[i]);
+        for (int i = 0; i < N; i++) sum[i % 4] = fmaf(v[i], v[i], sum[i % 4]);
     };
     for (; at + 3 * stride < vectors; at += 4 * stride) { // four reads under way
-        const uint4 a = load16(x + 4 * at), b = load16(x + 4 * (at + stride)), c = load16(x + 4 * (at + 2 * stride)), d = load16(x + 4 * (at + 3 * stride));
+        const uint4 a = load16(x + N * at), b = load16(x + N * (at + stride)), c = load16(x + N * (at + 2 * stride)), d = load16(x + N * (at + 3 * stride));
         add(a), add(b), add(c), add(d);
     }
-    for (; at < vectors; at += stride) add(load16(x + 4 * at));
-    if (blockIdx.x == 0 && threadIdx.x < count % 4) sum[0] = fmaf(x[4 * vectors + threadIdx.x], x[4 * vectors + threadIdx.x], sum[0]);
+    for (; at < vectors; at += stride) add(load16(x + N * at));
+    if (blockIdx.x == 0 && threadIdx.x < count % N) {
+        const float last = to_float(x[N * vectors + threadIdx.x]);
+        sum[0] = fmaf(last, last, sum[0]);
+    }
     const float total = block_sum<THREADS>(sum[0] + sum[1] + (sum[2] + sum[3]), scratch);
     if (threadIdx.x == 0) partials[blockIdx.x] = total;
 }
+
+// Any grid; 8 blocks an SM fill memory. Several tensors: give each its own stretch of `partials`.
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(const float *x, float *partials, u64 count) { squares(x, partials, count); }
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_bf16(const bf16 *x, float *partials, u64 count) { squares(x, partials, count); }
 
 // One block. norm may be null. max_norm of infinity leaves scale at 1.
 extern "C" __global__ void __launch_bounds__(THREADS) clip_scale(const float *partials, int count, float max_norm, float *norm, float *scale) {

@@ -1,9 +1,9 @@
-// dWf = [dg | du]^T x        [dg | du] (B, 2H), x (B, D), dWf (2H, D), always fp32: master weights are fp32
+// dWf = [dg | du]^T x        [dg | du] (B, 2H), x (B, D), dWf (2H, D), of T: summed in fp32, rounded once. The step is in fp32, as its weights are.
 //
 // Reads     [dg | du] and x
-// Writes    UPDATE 0: dWf. Bytes: 8 H D, and the inputs.
+// Writes    UPDATE 0: dWf. Bytes: 8 H D (bf16: 4 H D), and the inputs.
 //           UPDATE 1: w, velocity and (bf16) the copy of w that products read; dWf is never written. Bytes: 32 H D (bf16: 36 H D) against
-//           48 H D (52 H D) for a gradient written, read back and applied by an optimiser of its own. (H D counts one of gate and up.)
+//           48 H D (44 H D) for a gradient written, read back and applied by an optimiser of its own. (H D counts one of gate and up.)
 // Launches  1
 // Wins      at small B, where the product is a stream over the weights: the update rides on it.
 // Loses     at large B, where the library's product is faster than mma.sync by more than the update costs; and wherever somebody wants to
@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(Dwf::THREADS, MIN_BLOCKS)
     swiglu_fused_dwf_sgd(const T *dgates, const T *x, float *w, float *velocity, bf16 *w_copy, const float *lr, const float *scale, float momentum, float weight_decay, int nesterov,
                          int batch, int inputs, int hidden) {
 #else
-    swiglu_fused_dwf(const T *dgates, const T *x, float *dwf, int batch, int inputs, int hidden) {
+    swiglu_fused_dwf(const T *dgates, const T *x, T *dwf, int batch, int inputs, int hidden) {
 #endif
     extern __shared__ __align__(1024) u8 stages[];
     const int rows = 2 * hidden, tiles_m = (rows + TILE_M - 1) / TILE_M;
@@ -68,15 +68,18 @@ extern "C" __global__ void __launch_bounds__(Dwf::THREADS, MIN_BLOCKS)
     __syncthreads();
 
 #if UPDATE
+    constexpr int N = 4;
     const Sgd sgd = sgd_settings(lr, scale, momentum, weight_decay, nesterov);
+#else
+    constexpr int N = Vec<T>::N; // elements of 16 bytes
 #endif
-    constexpr int QUADS = TILE_N / 4, PASSES = TILE_M * QUADS / Dwf::THREADS, BATCH = 4; // BATCH reads of w and velocity are under way together
-    static_assert(Dwf::THREADS % QUADS == 0 && PASSES % BATCH == 0, "a thread stays in one column and takes whole batches");
-    const int quad = threadIdx.x % QUADS * 4, col = col0 + quad;
+    constexpr int CHUNKS = TILE_N / N, PASSES = TILE_M * CHUNKS / Dwf::THREADS, STEP = Dwf::THREADS / CHUNKS;
+    constexpr int BATCH = 4; // reads of w and velocity that are under way together
+    static_assert(Dwf::THREADS % CHUNKS == 0 && PASSES % BATCH == 0, "a thread stays in its columns and takes whole batches");
+    const int chunk = threadIdx.x % CHUNKS * N, col = col0 + chunk;
     if (col >= inputs) return;
     for (int pass = 0; pass < PASSES; pass += BATCH) {
-        const int first = threadIdx.x / QUADS + pass * (Dwf::THREADS / QUADS);
-        constexpr int STEP = Dwf::THREADS / QUADS;
+        const int first = threadIdx.x / CHUNKS + pass * STEP;
 #if UPDATE
         float a[BATCH][4], v[BATCH][4];
 #pragma unroll
@@ -98,8 +101,13 @@ extern "C" __global__ void __launch_bounds__(Dwf::THREADS, MIN_BLOCKS)
             const int row = row0 + first + b * STEP;
             const u64 at = offset(row, inputs) + col;
             if (row >= rows) continue;
-            float out[4];
-            unpack16(load16(sums + (first + b * STEP) * PITCH + quad), out, 0.f);
+            float out[N];
+#pragma unroll
+            for (int e = 0; e < N; e += 4) {
+                float quad[4];
+                unpack16(load16(sums + (first + b * STEP) * PITCH + chunk + e), quad, 0.f);
+                out[e] = quad[0], out[e + 1] = quad[1], out[e + 2] = quad[2], out[e + 3] = quad[3];
+            }
 #if UPDATE
 #pragma unroll
             for (int e = 0; e < 4; e++) sgd_step(sgd, out[e], a[b][e], v[b][e]);
@@ -117,11 +125,11 @@ extern "C" __global__ void __launch_bounds__(Dwf::THREADS, MIN_BLOCKS)
             }
 #else
             if (ALIGNED) {
-                *(uint4 *)(dwf + at) = pack16(out, 0.f);
+                *(uint4 *)(dwf + at) = pack16(out, T());
             } else {
 #pragma unroll
-                for (int e = 0; e < 4; e++)
-                    if (col + e < inputs) dwf[at + e] = out[e];
+                for (int e = 0; e < N; e++)
+                    if (col + e < inputs) dwf[at + e] = from_float<T>(out[e]);
             }
 #endif
         }

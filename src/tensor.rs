@@ -126,7 +126,8 @@ pub struct Param {
     pub value: Tensor,
     /// Momentum of SGD, of the same shape; absent until the parameter is trained.
     pub velocity: Option<Tensor>,
-    /// Gradient, of the same shape; absent where none is kept (frozen, or applied in the kernel that makes it).
+    /// Gradient, of the same shape; absent where none is kept (frozen, or applied in the kernel that makes it). Where `copy` is
+    /// bf16 it is bf16 too, that of the head excepted.
     pub grad: Option<Tensor>,
     /// What products read where they do not read `value` itself: the weight in bf16. Whoever changes `value` changes it too.
     pub copy: Option<Tensor>,

@@ -138,7 +138,7 @@ impl Device {
         }
     }
 
-    /// A tensor of fp32 zeros: parameters, logits, gradients of weights.
+    /// A tensor of fp32 zeros: parameters, logits, velocities.
     ///
     /// # Errors
     /// When there is no memory for it.

@@ -84,8 +84,7 @@ impl Device {
     ) -> Result<()> {
         dy.expect("linear backward", "dy", x.rows(), w.value.rows())?;
         x.expect("linear backward", "x", dy.rows(), w.value.cols())?;
-        let shape = w.value.shape();
-        self.gemm(Layout::Tn, dy, x, 0.0, self.velocity(&mut w.grad, shape)?)?;
+        self.gemm(Layout::Tn, dy, x, 0.0, self.gradient(w)?)?;
         if let Device::Cuda(cuda) = self {
             cuda.bias_gradient(dy, b, step)?;
             return step.map_or(Ok(()), |step| cuda.sgd(step, w));
@@ -205,6 +204,18 @@ impl Device {
             *slot = Some(self.zeros(shape.0, shape.1)?);
         }
         slot.as_mut().ok_or_else(|| Error::shape("velocity: no tensor"))
+    }
+
+    /// The gradient's buffer of a weight, made when it is first asked for: of the elements that products read the weight in,
+    /// bf16 where it has a copy in bf16. The optimiser computes in fp32 all the same.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn gradient<'a>(&self, param: &'a mut Param) -> Result<&'a mut Tensor> {
+        match self {
+            Device::Cpu(_) => self.velocity(&mut param.grad, param.value.shape()),
+            Device::Cuda(cuda) => cuda.weight_grad_of(param),
+        }
     }
 
     /// Clips the norm of all gradients together to `bound`, as PyTorch does: `step` is changed to scale them. The norm,

@@ -19,7 +19,7 @@ mod hopper;
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,
-    grad_buffer, no_forward,
+    no_forward,
 };
 use crate::{
     Error, Result,
@@ -135,11 +135,11 @@ impl Fused {
                 cpu::backward_dwf(cpu, dims, x.cpu()?, target, workspace);
             }
             (_, Source::OwnKernel) => {
-                let dwf = grad_buffer(&self.config.device, &mut self.weight)?;
+                let dwf = self.config.device.gradient(&mut self.weight)?;
                 cpu::backward_dwf(cpu, dims, x.cpu()?, cpu::Target::Buffer(dwf.cpu_mut()?), workspace);
             }
             (_, Source::Library) => {
-                let grad = grad_buffer(&self.config.device, &mut self.weight)?;
+                let grad = self.config.device.gradient(&mut self.weight)?;
                 cpu::library_dwf(cpu, dims, x.cpu()?, grad.cpu_mut()?, workspace)?;
                 if let WeightGrad::Step(step) = dwf {
                     self.config.device.sgd(step, &mut self.weight)?;

@@ -8,7 +8,7 @@
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward, gate,
-    grad_buffer, no_forward,
+    no_forward,
 };
 use crate::{
     Error, Result,
@@ -125,8 +125,8 @@ impl SwiGlu for LigerStyle {
         if let WeightGrad::Skip = dwf {
             return Ok(());
         }
-        device.gemm(Layout::Tn, dg, x, 0.0, grad_buffer(device, &mut self.gate)?)?; // (H, B) @ (B, D) -> (H, D)
-        device.gemm(Layout::Tn, du, x, 0.0, grad_buffer(device, &mut self.up)?)?; // (H, B) @ (B, D) -> (H, D)
+        device.gemm(Layout::Tn, dg, x, 0.0, device.gradient(&mut self.gate)?)?; // (H, B) @ (B, D) -> (H, D)
+        device.gemm(Layout::Tn, du, x, 0.0, device.gradient(&mut self.up)?)?; // (H, B) @ (B, D) -> (H, D)
         if let WeightGrad::Step(step) = dwf {
             device.sgd(step, &mut self.gate)?;
             device.sgd(step, &mut self.up)?;

@@ -253,9 +253,3 @@ fn check_backward(name: &str, config: &LayerConfig, x: &Tensor, dz: &Tensor, dx:
 fn no_forward(name: &str, batch: usize) -> Error {
     Error::shape(format!("{name} backward: no training forward with a batch of {batch} came before"))
 }
-
-/// The gradient buffer of a parameter, made when it is first asked for.
-fn grad_buffer<'a>(device: &Device, param: &'a mut Param) -> Result<&'a mut Tensor> {
-    let shape = param.value.shape();
-    device.velocity(&mut param.grad, shape)
-}

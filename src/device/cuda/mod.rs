@@ -61,7 +61,7 @@ use modules::{Arg, CompileTime, Grid, Modules};
 pub enum Element {
     /// IEEE single precision: all parameters, and the activations of all precisions but bf16.
     F32,
-    /// bf16: activations and the copies of weights that products read.
+    /// bf16: activations, the copies of weights that products read, and those weights' gradients.
     Bf16,
 }
 

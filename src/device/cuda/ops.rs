@@ -39,6 +39,14 @@ pub(super) fn pointer(tensor: &Tensor) -> Result<u64> {
     Ok(tensor.cuda()?.memory.pointer())
 }
 
+/// The kernel that reads a gradient of these elements.
+fn for_element(of_f32: &'static str, of_bf16: &'static str, grad: &Tensor) -> Result<&'static str> {
+    Ok(match grad.cuda()?.element {
+        Element::F32 => of_f32,
+        Element::Bf16 => of_bf16,
+    })
+}
+
 impl Cuda {
     /// Whether rows of so many elements, of activations and of fp32 parameters both, all start on 16 bytes.
     pub fn is_aligned(&self, cols: usize) -> bool {
@@ -236,19 +244,30 @@ impl Cuda {
 
     /// The velocity of a parameter, made of zeros when it is not there yet.
     pub(crate) fn velocity_of<'a>(&self, param: &'a mut Param) -> Result<&'a Tensor> {
-        self.beside(param.value.shape(), &mut param.velocity)
+        Ok(self.beside(param.value.shape(), Element::F32, &mut param.velocity)?)
     }
 
-    /// The gradient's buffer of a parameter, made when it is first asked for.
+    /// The gradient's buffer of a bias or of the head, whose kernels write fp32; made when it is first asked for.
     pub(crate) fn grad_of<'a>(&self, param: &'a mut Param) -> Result<&'a Tensor> {
-        self.beside(param.value.shape(), &mut param.grad)
+        Ok(self.beside(param.value.shape(), Element::F32, &mut param.grad)?)
     }
 
-    fn beside<'a>(&self, (rows, cols): (usize, usize), slot: &'a mut Option<Tensor>) -> Result<&'a Tensor> {
+    /// The gradient's buffer of a weight, made when it is first asked for: bf16 where products read a copy in bf16.
+    pub(crate) fn weight_grad_of<'a>(&self, param: &'a mut Param) -> Result<&'a mut Tensor> {
+        let element = param.copy.as_ref().map_or(Ok(Element::F32), |copy| Ok::<_, Error>(copy.cuda()?.element))?;
+        self.beside(param.value.shape(), element, &mut param.grad)
+    }
+
+    fn beside<'a>(
+        &self,
+        (rows, cols): (usize, usize),
+        element: Element,
+        slot: &'a mut Option<Tensor>,
+    ) -> Result<&'a mut Tensor> {
         if slot.is_none() {
-            *slot = Some(Tensor::on_cuda(rows, cols, self.buffer(rows * cols, Element::F32)?));
+            *slot = Some(Tensor::on_cuda(rows, cols, self.buffer(rows * cols, element)?));
         }
-        slot.as_ref().ok_or_else(|| Error::shape("no tensor beside the parameter"))
+        slot.as_mut().ok_or_else(|| Error::shape("no tensor beside the parameter"))
     }
 
     /// One step of SGD over a whole parameter from its gradient.
@@ -257,6 +276,7 @@ impl Cuda {
     /// When the device fails.
     pub fn sgd(&self, step: &SgdStep, param: &mut Param) -> Result<()> {
         let Some(grad) = &param.grad else { return Ok(()) };
+        let name = for_element("sgd_update", "sgd_update_bf16", grad)?;
         let (grad, count) = (pointer(grad)?, param.value.len());
         let step = step.for_param(param.decays);
         let velocity = pointer(self.velocity_of(param)?)?;
@@ -265,7 +285,7 @@ impl Cuda {
         let args = [&head[..], &self.sgd_args(&step)?, &[Count(count as u64)]].concat();
         let configuration = self.configuration("sgd.cu", true, &[]);
         // SAFETY: the arguments are the kernel's; all four are as long as the parameter.
-        unsafe { self.launch(&configuration, "sgd_update", grid(count.div_ceil(1024), 256), &args) }
+        unsafe { self.launch(&configuration, name, grid(count.div_ceil(1024), 256), &args) }
     }
 
     /// Clips the norm of all gradients together to `bound`: the scale goes where the kernels of the step read it. The norm,
@@ -279,9 +299,10 @@ impl Cuda {
         let mut used = 0;
         for grad in grads {
             let blocks = grad.len().div_ceil(4 * 256).clamp(1, PARTIALS);
+            let name = for_element("sum_squares", "sum_squares_bf16", grad)?;
             let args = [Pointer(pointer(grad)?), Pointer(partials + used as u64 * 4), Count(grad.len() as u64)];
             // SAFETY: the arguments are the kernel's; each tensor has a stretch of partials of its own.
-            unsafe { self.launch(&configuration, "sum_squares", grid(blocks, 256), &args)? };
+            unsafe { self.launch(&configuration, name, grid(blocks, 256), &args)? };
             used += blocks;
         }
         let norm = self.scratch("norm", 8)?;

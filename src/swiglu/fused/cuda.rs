@@ -11,7 +11,7 @@ use crate::{
     device::{
         Layout, Precision, SgdStep,
         cuda::{
-            Cuda, Element,
+            Cuda,
             blas::Operand,
             context::Memory,
             modules::{
@@ -263,7 +263,7 @@ pub fn backward_dwf(
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf_sgd", grid, &args) }
         }
         None => {
-            let grad = Pointer(cuda.grad_of(weight)?.cuda()?.memory.pointer());
+            let grad = Pointer(cuda.weight_grad_of(weight)?.cuda()?.memory.pointer());
             let args = [&head[..], &[grad], &sizes(dims)?].concat();
             // SAFETY: as above.
             unsafe { cuda.launch(&configuration, "swiglu_fused_dwf", grid, &args) }
@@ -286,11 +286,11 @@ pub(super) fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Re
 /// When cuBLAS refuses.
 pub fn library_dwf(cuda: &Cuda, dims: Dims, x: &Tensor, dgates: u64, weight: &mut Param) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
-    let grad = cuda.grad_of(weight)?.cuda()?.memory.pointer();
+    let grad = cuda.weight_grad_of(weight)?.cuda()?.memory.pointer();
     let element = cuda.element();
     let dgates = Operand { pointer: dgates, element, shape: (batch, 2 * hidden) };
     let x = Operand { pointer: cuda.expect_activation("dWf", "x", x)?, element, shape: (batch, inputs) };
-    let grad = Operand { pointer: grad, element: Element::F32, shape: (2 * hidden, inputs) };
+    let grad = Operand { pointer: grad, element, shape: (2 * hidden, inputs) };
     // SAFETY: (2H, B) @ (B, D) -> (2H, D): the shapes fit, and all three live on this device.
     unsafe { cuda.gemm_operands(Layout::Tn, dgates, x, 0.0, grad) }
 }

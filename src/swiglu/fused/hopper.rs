@@ -295,7 +295,7 @@ pub fn backward_dwf(
     let grid = grid(cuda, tile, (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols));
     let (name, target) = match step {
         Some(step) => ("hopper_swiglu_dwf_sgd", super::cuda::update_args(cuda, weight, step)?),
-        None => ("hopper_swiglu_dwf", vec![Pointer(cuda.grad_of(weight)?.cuda()?.memory.pointer())]),
+        None => ("hopper_swiglu_dwf", vec![Pointer(cuda.weight_grad_of(weight)?.cuda()?.memory.pointer())]),
     };
     // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone touches its weights.
     unsafe { cuda.launch(&configuration, name, grid, &[&head[..], &target, &sizes(dims)?].concat()) }
