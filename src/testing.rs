@@ -73,6 +73,7 @@ pub fn config() -> Config {
         clip_norm: None,
         seed: 1,
         validation: 0,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 
@@ -91,6 +92,8 @@ pub fn start() -> Start {
         steps_per_epoch: 938,
         compile_ms: None,
         capture_ms: None,
+        tuning_ms: None,
+        tiles: Vec::new(),
         launches: None,
         resumed_at: None,
     }

@@ -16,10 +16,10 @@ use mnist_swiglu::{
     device::{
         Precision,
         cuda::{
-            cache::Cache,
+            cache::{Cache, Kind as CacheKind},
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
-            hopper_tiles::{HopperTile, backward_dx, dwf, forward},
+            hopper_tiles::{backward_dx, dwf, forward},
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
@@ -113,7 +113,8 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
     all
 }
 
-/// A kernel for Hopper with the tiles that the H200 is given from small layers to large ones, in each precision of tensor cores.
+/// A kernel for Hopper with every tile that an H200 may be given, from small layers to large ones, in each precision of tensor
+/// cores: the rules' choice and what the tuner tries beside it.
 fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
     let mut all: Vec<Defines> = Vec::new();
     let mut add = |precision: Precision, more: Defines| {
@@ -125,15 +126,21 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
     for precision in [Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16] {
         for (batch, d) in [(64, 512), (64, 2048), (256, 2048), (1024, 4096)] {
             for flag in [false, true] {
-                let with = |tile: HopperTile, name| [tile.defines(), vec![(name, u32::from(flag))]].concat();
                 let chip = Chip::H200;
-                match file {
-                    "hopper_swiglu_forward.cu" => add(precision, forward(chip, precision, batch, d, d).defines()),
+                let (tiles, name) = match file {
+                    "hopper_swiglu_forward.cu" => (forward(chip, precision, batch, d, d), None),
                     "hopper_swiglu_backward_dx.cu" => {
-                        add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
+                        (backward_dx(chip, precision, batch, d, d, flag), Some("SAVED_GATES"))
                     }
-                    "hopper_swiglu_dwf.cu" => add(precision, with(dwf(chip, precision, batch, d, d, flag), "UPDATE")),
-                    _ => add(precision, Vec::new()),
+                    "hopper_swiglu_dwf.cu" => (dwf(chip, precision, batch, d, d, flag), Some("UPDATE")),
+                    _ => {
+                        add(precision, Vec::new());
+                        continue;
+                    }
+                };
+                for tile in tiles {
+                    let flag = name.map(|name| (name, u32::from(flag)));
+                    add(precision, tile.defines().into_iter().chain(flag).collect());
                 }
             }
         }
@@ -297,8 +304,8 @@ fn a_second_start_reads_what_the_first_compiled() {
     let Some(nvrtc) = nvrtc() else { return };
     let folder = common::Folder::new("kernels");
     let configuration = Configuration { file: "sgd.cu", defines: vec![("PRECISION", 2)], arch: Arch::sm(80) };
-    let first = Cache::at(&folder.0).cubin(nvrtc, &configuration).expect("compiled");
-    let cache = Cache::at(&folder.0);
+    let first = Cache::at(CacheKind::Cubins, &folder.0).cubin(nvrtc, &configuration).expect("compiled");
+    let cache = Cache::at(CacheKind::Cubins, &folder.0);
     assert_eq!(cache.size().expect("listed").entries, 1);
     assert_eq!(cache.cubin(nvrtc, &configuration).expect("read"), first);
     assert!(first.starts_with(b"\x7fELF"));

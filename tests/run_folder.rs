@@ -64,6 +64,7 @@ fn config() -> Config {
         clip_norm: Some(1.0 / 3.0),
         seed: u64::MAX,
         validation: 10,
+        tiles: BTreeMap::new(),
     }
 }
 

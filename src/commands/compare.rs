@@ -59,7 +59,7 @@ pub(super) struct Runner {
 /// When the data is missing, training diverges, or the user stops it; what was measured stays.
 pub fn run(args: CompareArgs) -> Result<()> {
     let started = Instant::now();
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_device(&args.device)?;
     args.precision.check(&device)?;
     let entries = match args.swiglu.as_slice() {
         [] => swiglu::ALL.to_vec(),
@@ -86,7 +86,10 @@ pub fn run(args: CompareArgs) -> Result<()> {
             // The first epoch of each comes with its making, so that the memory watched is its own.
             let watch = (epoch == 1).then(|| Watch::start(&device));
             if runners.len() == index {
+                let before = super::tune_time(&device);
                 runners.push(Runner::new(configuration(&args, entry, &device), entry, &device, &dataset, shared)?);
+                runners[index].prepare()?;
+                bar.suspend(|| super::tell_tuning(&device, before));
             }
             let runner = &mut runners[index];
             runner.epoch(&bar)?;
@@ -230,6 +233,7 @@ impl Runner {
             wrong,
             interleaved,
             elapsed_ms: self.elapsed.iter().map(|elapsed| elapsed.as_secs_f64() * 1e3).collect(),
+            tiles: self.trainer.tiles(),
             configuration: self.config,
         })
     }
@@ -297,6 +301,7 @@ pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device) 
         clip_norm: None,
         seed: args.seed,
         validation: 0,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 

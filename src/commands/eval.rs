@@ -41,7 +41,7 @@ struct Report {
 /// # Errors
 /// When the checkpoint, the data or the device cannot be used.
 pub fn run(args: EvalArgs) -> Result<()> {
-    let (device, _) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, _) = super::open_device(&args.device)?;
     let load::Loaded { mut model, precision, path, .. } =
         load::network(&args.checkpoint, args.swiglu.as_deref(), args.precision, &device)?;
     let dataset = data::load(&args.data)?;
@@ -51,6 +51,12 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let mut acts = model.activations(batch, Pass::Inference)?;
 
     let (tally, confusion, infer_ms) = device.install(|| {
+        // Prepared before the first pass, so that all passes have the same tiles.
+        if let Device::Cuda(cuda) = model.device().clone() {
+            let before = super::tune_time(&device);
+            cuda.prepare(|| recorded::evaluate(&cuda, &mut model, &images, &mut acts, batch))?;
+            super::tell_tuning(&device, before);
+        }
         let confusion = model.confusion(&images, &labels, &mut acts, batch)?;
         // One pass that is not counted, then those that are.
         let mut times = Vec::new();
@@ -64,7 +70,6 @@ pub fn run(args: EvalArgs) -> Result<()> {
                 }
             }
             Device::Cuda(cuda) => {
-                cuda.prepare(|| recorded::evaluate(&cuda, &mut model, &images, &mut acts, batch))?;
                 let pass = Evaluation::new(&cuda, &mut model, &images, &mut acts, batch)?;
                 for _ in 0..=args.repeat {
                     let (pass, ms) = pass.run()?;

@@ -23,7 +23,47 @@ pub mod train_output;
 
 use std::{error::Error as _, io::Write};
 
-use crate::Error;
+use crate::{Error, Result, cli::DeviceArgs, device::Device, device::cuda::tune::TuneTime};
+
+/// The device that the flags ask for, and one line that says which it is and why.
+///
+/// # Errors
+/// When there is no such device.
+pub fn open_device(args: &DeviceArgs) -> Result<(Device, String)> {
+    let (device, chosen) = Device::open(&args.device, args.threads.map(|n| n as usize))?;
+    if let Device::Cuda(cuda) = &device {
+        cuda.set_autotune(!args.no_autotune);
+    }
+    Ok((device, chosen))
+}
+
+/// What choosing tiles took on `device` since `before`, in a few words; nothing when nothing was tuned.
+pub fn tuned_since(device: &Device, before: TuneTime) -> Option<String> {
+    let Device::Cuda(cuda) = device else { return None };
+    let TuneTime { tuned, ms, .. } = cuda.tune_time().since(before);
+    (tuned > 0).then(|| format!("the fastest tiles of {tuned} kernel launches found in {ms:.0} ms"))
+}
+
+/// Says on standard error what choosing tiles took since `before`, and what went wrong with it.
+pub fn tell_tuning(device: &Device, before: TuneTime) {
+    let Device::Cuda(cuda) = device else { return };
+    let mut err = std::io::stderr().lock();
+    // A closed standard error is nobody who could be told.
+    if let Some(tuned) = tuned_since(device, before) {
+        let _ = writeln!(err, "{tuned}");
+    }
+    while let Some(warning) = cuda.take_warning() {
+        let _ = writeln!(err, "warning: {warning}");
+    }
+}
+
+/// What choosing tiles took so far.
+pub fn tune_time(device: &Device) -> TuneTime {
+    match device {
+        Device::Cpu(_) => TuneTime::default(),
+        Device::Cuda(cuda) => cuda.tune_time(),
+    }
+}
 
 /// Prints `error:`, its causes and `hint:` on standard error.
 pub fn print_error(error: &Error) {

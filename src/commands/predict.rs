@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     cli::{self, PredictArgs},
     data::{self, PIXELS, Split, picture},
-    device::{Device, cpu::ops::argmax},
+    device::cpu::ops::argmax,
     swiglu::Pass,
     train::run_dir,
 };
@@ -26,7 +26,7 @@ struct Image {
 /// # Errors
 /// When there is no checkpoint, or a picture cannot be read.
 pub fn run(args: PredictArgs) -> Result<()> {
-    let (device, _) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, _) = super::open_device(&args.device)?;
     let path = match &args.checkpoint {
         Some(path) => path.clone(),
         None => run_dir::newest(std::path::Path::new(run_dir::RUNS))?,

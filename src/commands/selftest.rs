@@ -18,7 +18,7 @@ use crate::{
 /// # Errors
 /// When the device is missing, a shape cannot be read, or a check fails.
 pub fn run(args: SelftestArgs) -> Result<()> {
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_device(&args.device)?;
     let entries: Vec<&'static Entry> = match args.swiglu.as_slice() {
         [] => swiglu::ALL.to_vec(),
         names => names.iter().map(|name| swiglu::find(name)).collect::<Result<_>>()?,
@@ -80,7 +80,9 @@ impl Count {
         let all = || entries.iter().flat_map(|&entry| gates_of(entry).iter().map(move |&gates| (entry, gates)));
         if let Device::Cuda(cuda) = device {
             // Nothing runs, so every result is wrong, and none is looked at.
+            let before = super::tune_time(device);
             cuda.prepare(|| all().try_for_each(|(entry, gates)| check(entry, gates).map(|_| ())))?;
+            super::tell_tuning(device, before);
         }
         for (entry, gates) in all() {
             let checks = device.install(|| check(entry, gates))?;

@@ -35,7 +35,7 @@ const EPOCHS: u32 = 5;
 /// When something asked for is not there, training diverges, or the user stops it ([`Kind::Interrupted`]).
 pub fn run(args: TrainArgs) -> Result<()> {
     let started = Instant::now();
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_device(&args.device)?;
     let mut output = TrainOutput::new(args.quiet, args.json);
     output.on_message(&format!("device: {chosen}"));
     let stop = interrupt::watch("stopping after this step and saving")?;
@@ -76,7 +76,7 @@ fn begin(
     }
     prepare(device, &mut trainer, output)?;
     let run = RunDir::create(args.out.clone(), &config.swiglu, &config.device)?;
-    run.write_config(&config)?;
+    run.write_config(trainer.config())?;
     let metrics = run.new_metrics()?;
     finish(args, run, metrics, trainer, output, stop)
 }
@@ -151,8 +151,12 @@ fn prepare(
     trainer: &mut Trainer,
     output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
 ) -> Result<()> {
+    let before = super::tune_time(device);
     let Some(ready) = trainer.prepare()? else { return Ok(()) };
-    let Ready { compile, capture_ms, launches } = ready;
+    if let Some(tuned) = super::tuned_since(device, before) {
+        output.on_message(&tuned);
+    }
+    let Ready { compile, capture_ms, launches, .. } = ready;
     output.on_message(&format!(
         "{} kernels ready in {:.0} ms ({} compiled, {} from the cache); a step of {launches} launches captured in {capture_ms:.0} ms",
         compile.modules,
@@ -160,10 +164,10 @@ fn prepare(
         compile.compiled,
         compile.modules - compile.compiled
     ));
-    if let Device::Cuda(cuda) = device
-        && let Some(warning) = cuda.take_warning()
-    {
-        output.on_message(&format!("warning: {warning}"));
+    if let Device::Cuda(cuda) = device {
+        while let Some(warning) = cuda.take_warning() {
+            output.on_message(&format!("warning: {warning}"));
+        }
     }
     Ok(())
 }
@@ -234,6 +238,7 @@ fn configuration(args: &TrainArgs, device: &Device) -> Config {
         clip_norm: args.clip_norm,
         seed: args.seed,
         validation: args.validation as usize,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Error, Kind, Result,
     data::Dataset,
-    device::{Device, Images, Rows, SgdStep, Tally},
+    device::{Device, Images, Rows, SgdStep, Tally, cuda::tune::Chosen},
     model::{
         Activations, Mlp,
         checkpoint::{Checkpoint, Position},
@@ -160,6 +160,8 @@ impl Trainer {
             compile_ms: self.recorded.as_ref().map(|recorded| recorded.ready.compile.ms),
             capture_ms: self.recorded.as_ref().map(|recorded| recorded.ready.capture_ms),
             launches: self.recorded.as_ref().map(|recorded| recorded.ready.launches),
+            tuning_ms: self.recorded.as_ref().map(|recorded| recorded.ready.tuning.ms).filter(|&ms| ms > 0.0),
+            tiles: self.tiles(),
             resumed_at: (self.position != Position::default()).then_some((self.position.epoch, self.position.step)),
         }))
     }
@@ -217,9 +219,24 @@ impl Trainer {
             && self.recorded.is_none()
         {
             let acts = (&mut self.train_acts, &mut self.eval_acts);
-            self.recorded = Some(Recorded::new(&cuda, &self.config, &mut self.model, &self.splits, acts)?);
+            // A run that goes on takes the tiles that it began with: they decide the order of sums.
+            cuda.pin_tiles(&self.config.tiles);
+            let recorded = Recorded::new(&cuda, &self.config, &mut self.model, &self.splits, acts)?;
+            let chosen = recorded.ready.tiles.iter().map(|chosen| (chosen.problem.clone(), chosen.tile.clone()));
+            self.config.tiles.extend(chosen);
+            self.recorded = Some(recorded);
         }
-        Ok(self.recorded.as_ref().map(|recorded| recorded.ready))
+        Ok(self.recorded.as_ref().map(|recorded| recorded.ready.clone()))
+    }
+
+    /// The tiles of the fused kernels, once a run on a GPU is prepared.
+    pub fn tiles(&self) -> Vec<Chosen> {
+        self.recorded.as_ref().map_or_else(Vec::new, |recorded| recorded.ready.tiles.clone())
+    }
+
+    /// What the run is, with the tiles that it was given.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// One step of training and one batch of inference, to see that everything fits; the run's folder is not touched.

@@ -62,6 +62,7 @@ pub fn config(swiglu: &str) -> Config {
         clip_norm: None,
         seed: 3,
         validation: 100,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 

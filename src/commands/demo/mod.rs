@@ -68,7 +68,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
             .hint("run it in a terminal, or leave --pause out"));
     }
     let place = keep::place(args.out.as_deref())?;
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_device(&args.device)?;
     args.precision.check(&device)?;
     let width = args.width.unwrap_or(if matches!(device, Device::Cuda(_)) { 2048 } else { 256 });
     let compare = compare_args(&args, width);

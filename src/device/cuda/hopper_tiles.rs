@@ -1,6 +1,7 @@
-//! Which tile a Hopper kernel is given: by rules drawn from the tables of kernels/README.md.
+//! Which tiles a Hopper kernel may be given. The first candidate is what the rules say, drawn from the tables of
+//! kernels/README.md; the tuner ([`super::tune`]) times it against the others.
 
-use super::context::Chip;
+use super::{context::Chip, tune::Candidate};
 use crate::device::Precision;
 
 /// A block's tile, and how a cluster of blocks shares work: kernels/hopper_product.cuh explains each number.
@@ -89,6 +90,19 @@ impl HopperTile {
     }
 }
 
+impl Candidate for HopperTile {
+    fn name(&self) -> String {
+        let HopperTile { warpgroups, cols, stages, splits, share_a, share_b, blocks, .. } = self;
+        let mut name = format!("{}x{cols} g{warpgroups} s{stages}", self.rows());
+        for (letter, number) in [("k", splits), ("a", share_a), ("b", share_b), ("x", blocks)] {
+            if *number > 1 {
+                name.push_str(&format!(" {letter}{number}"));
+            }
+        }
+        name
+    }
+}
+
 /// Bytes of shared memory that the blocks of a multiprocessor have together.
 const SHARED: usize = 227 << 10;
 
@@ -96,30 +110,88 @@ const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> H
     HopperTile { warpgroups, m_tiles: 1, cols, stages: 0, splits, share_a: 1, share_b: 1, blocks }
 }
 
-/// The first of `tiles` (large ones first) that gives nine tenths of the multiprocessors a block; else the one that gives the
-/// most of them one. Large tiles read operands less often, and splits and small tiles put idle multiprocessors to work.
-fn first_that_fills(
+/// Twice the rows: two products of 64 rows a warpgroup.
+const fn tall(tile: HopperTile) -> HopperTile {
+    HopperTile { m_tiles: 2, ..tile }
+}
+
+/// In clusters in which blocks share the tiles of the weight (`share_a`) or of the batch (`share_b`) by multicast.
+const fn shared(tile: HopperTile, share_a: usize, share_b: usize) -> HopperTile {
+    HopperTile { share_a, share_b, ..tile }
+}
+
+// What the rules never choose and the tuner tries beside their lists.
+const FORWARD_NEIGHBOURS: [HopperTile; 8] = [
+    tile(2, 128, 2, 1),
+    tile(2, 64, 2, 1),
+    tile(1, 128, 1, 2),
+    tile(1, 64, 1, 2),
+    tall(tile(2, 128, 1, 1)),
+    shared(tile(2, 256, 1, 1), 1, 2),
+    shared(tile(2, 128, 1, 1), 1, 2),
+    shared(tile(2, 128, 1, 1), 2, 1),
+];
+const DX_NEIGHBOURS: [HopperTile; 8] = [
+    tile(2, 128, 4, 1),
+    tile(2, 64, 1, 1),
+    tile(2, 64, 4, 1),
+    tile(1, 64, 2, 2),
+    tile(1, 128, 2, 2),
+    tall(tile(2, 128, 1, 1)),
+    shared(tile(2, 256, 1, 1), 1, 2),
+    shared(tile(2, 128, 1, 1), 2, 1),
+];
+const DWF_NEIGHBOURS: [HopperTile; 4] =
+    [tile(2, 64, 1, 1), tile(1, 128, 1, 1), tile(1, 256, 1, 1), tall(tile(2, 128, 1, 1))];
+
+/// The rules' choice, then what else is worth a try.
+///
+/// The rules take the first of `tiles` (large ones first) that gives nine tenths of the multiprocessors a block; else the one
+/// that gives the most of them one. Large tiles read operands less often, and splits and small tiles put idle multiprocessors
+/// to work.
+fn candidates(
     chip: Chip,
     precision: Precision,
-    tiles: &[HopperTile],
+    (tiles, neighbours): (&[HopperTile], &[HopperTile]),
     (rows, cols): (usize, usize),
     sums: &[usize],
-) -> HopperTile {
-    let usable = || {
+) -> Vec<HopperTile> {
+    let usable = |tiles: &[HopperTile]| -> Vec<HopperTile> {
         // Columns that do not exist cost as much as those that do.
         let fits = |tile: &&HopperTile| {
             tile.cols <= cols.next_multiple_of(64) && sums.iter().all(|&k| tile.splits_evenly(k, precision))
         };
-        tiles.iter().filter(fits).copied().map(|tile| tile.filled(precision))
+        tiles.iter().filter(fits).copied().map(|tile| tile.filled(precision)).collect()
     };
-    usable()
-        .find(|tile| tile.count(rows, cols) * 10 >= chip.multiprocessors * 9)
-        .or_else(|| usable().max_by_key(|tile| tile.count(rows, cols)))
-        .unwrap_or(tile(1, 64, 1, 1).filled(precision))
+    let blocks = |tile: &HopperTile| tile.count(rows, cols);
+    let listed = usable(tiles);
+    let rule = listed
+        .iter()
+        .find(|tile| blocks(tile) * 10 >= chip.multiprocessors * 9)
+        .or_else(|| listed.iter().max_by_key(|tile| blocks(tile)))
+        .copied()
+        .unwrap_or(tile(1, 64, 1, 1).filled(precision));
+    // Far fewer blocks leave the chip idle, far smaller tiles read too often: hopeless, and a second each to compile and time.
+    let enough = blocks(&rule).min(chip.multiprocessors) / 2;
+    let area = |tile: &HopperTile| tile.rows() * tile.cols;
+    let hopeful = |tile: &HopperTile| {
+        let whole_clusters = rows.div_ceil(tile.rows()).is_multiple_of(tile.share_b)
+            && cols.div_ceil(tile.cols).is_multiple_of(tile.share_a);
+        // Split operands take the registers of wider tiles, and of a second product of 64 rows.
+        let registers = precision != Precision::Fp32Emulated || (tile.m_tiles == 1 && tile.cols * tile.blocks <= 128);
+        blocks(tile) >= enough && area(tile) * 4 >= area(&rule) && whole_clusters && registers
+    };
+    let mut all = vec![rule];
+    for tile in listed.into_iter().chain(usable(neighbours)).filter(hopeful) {
+        if !all.contains(&tile) {
+            all.push(tile);
+        }
+    }
+    all
 }
 
-/// The forward's tile.
-pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
+/// The forward's tiles.
+pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> Vec<HopperTile> {
     let tiles: &[HopperTile] = match precision {
         // The stages' own sums take the registers of a wider tile.
         Precision::Fp32Emulated => {
@@ -137,10 +209,10 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
             &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 2, 2), tile(1, 64, 4, 1)]
         }
     };
-    first_that_fills(chip, precision, tiles, (2 * hidden, batch), &[inputs])
+    candidates(chip, precision, (tiles, &FORWARD_NEIGHBOURS), (2 * hidden, batch), &[inputs])
 }
 
-/// The backward's tile, by the shape of dx.
+/// The backward's tiles, by the shape of dx.
 pub fn backward_dx(
     chip: Chip,
     precision: Precision,
@@ -148,7 +220,7 @@ pub fn backward_dx(
     inputs: usize,
     hidden: usize,
     saved: bool,
-) -> HopperTile {
+) -> Vec<HopperTile> {
     const TILES: [HopperTile; 6] = [
         tile(2, 256, 1, 1),
         tile(2, 128, 1, 1),
@@ -166,11 +238,18 @@ pub fn backward_dx(
         true => (tiles, &[2 * hidden][..]),
         false => (&tiles[..tiles.len() - 1], &[2 * hidden, inputs][..]),
     };
-    first_that_fills(chip, precision, tiles, (inputs, batch), sums)
+    candidates(chip, precision, (tiles, &DX_NEIGHBOURS), (inputs, batch), sums)
 }
 
-/// The tile of dWf, with or without SGD in its epilogue.
-pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize, update: bool) -> HopperTile {
+/// The tiles of dWf, with or without SGD in its epilogue.
+pub fn dwf(
+    chip: Chip,
+    precision: Precision,
+    batch: usize,
+    inputs: usize,
+    hidden: usize,
+    update: bool,
+) -> Vec<HopperTile> {
     const TILES: [HopperTile; 4] = [tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(1, 128, 1, 2), tile(1, 64, 1, 2)];
     let tiles: &[HopperTile] = match precision {
         Precision::Fp32Emulated => &[tile(2, 128, 1, 1), tile(1, 64, 1, 2)],
@@ -178,7 +257,7 @@ pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden
         _ if update && batch <= 256 => &TILES[2..],
         _ => &TILES,
     };
-    first_that_fills(chip, precision, tiles, (2 * hidden, inputs), &[batch])
+    candidates(chip, precision, (tiles, &DWF_NEIGHBOURS), (2 * hidden, inputs), &[batch])
 }
 
 #[cfg(test)]
@@ -202,11 +281,15 @@ mod tests {
     fn tiles_fit_a_multiprocessor_and_every_split_has_something_to_sum() {
         for &precision in &[Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16] {
             for (batch, inputs, hidden) in SHAPES {
-                let check = |tile: HopperTile, sums: &[usize]| {
-                    let what = format!("{precision:?} {batch} {inputs} {hidden}: {tile:?}");
-                    assert!(tile.shared(precision) * tile.blocks + 1024 * tile.blocks <= 228 << 10, "{what}");
-                    assert!(tile.stages >= 2 && tile.cluster() <= 8, "{what}");
-                    assert!(sums.iter().all(|&k| tile.splits_evenly(k, precision)), "{what}");
+                let check = |tiles: Vec<HopperTile>, sums: &[usize]| {
+                    let what = format!("{precision:?} {batch} {inputs} {hidden}: {tiles:?}");
+                    for tile in &tiles {
+                        assert!(tile.shared(precision) * tile.blocks + 1024 * tile.blocks <= 228 << 10, "{what}");
+                        assert!(tile.stages >= 2 && tile.cluster() <= 8, "{what}");
+                        assert!(sums.iter().all(|&k| tile.splits_evenly(k, precision)), "{what}");
+                    }
+                    let names: std::collections::HashSet<String> = tiles.iter().map(Candidate::name).collect();
+                    assert_eq!(names.len(), tiles.len(), "a name is one tile's: {what}");
                 };
                 check(forward(Chip::H200, precision, batch, inputs, hidden), &[inputs]);
                 check(backward_dx(Chip::H200, precision, batch, inputs, hidden, true), &[2 * hidden]);
@@ -220,7 +303,7 @@ mod tests {
 
     #[test]
     fn measured_shapes_get_what_was_measured_best_or_close_to_it() {
-        let shape = |tile: HopperTile| (tile.rows(), tile.cols, tile.splits);
+        let shape = |tiles: Vec<HopperTile>| (tiles[0].rows(), tiles[0].cols, tiles[0].splits);
         let forward = |precision, batch, width| shape(forward(Chip::H200, precision, batch, width, width));
         assert_eq!(forward(Precision::Bf16, 64, 2048), (64, 64, 2));
         assert_eq!(forward(Precision::Bf16, 256, 2048), (128, 64, 1));

@@ -13,7 +13,7 @@
 //! | [`tensor_map`] | how Hopper's TMA finds the boxes of a matrix |
 //! | [`blas`] | cuBLAS |
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
-//! | [`tiles`], [`hopper_tiles`] | which tile a product is given |
+//! | [`tiles`], [`hopper_tiles`], [`tune`] | which tiles a product may be given; which of them it is |
 //! | [`ops`], [`head`] | the operations of the network |
 //! | [`timing`] | device time of some work |
 //!
@@ -39,6 +39,7 @@ pub mod sources;
 pub mod tensor_map;
 pub mod tiles;
 pub mod timing;
+pub mod tune;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -55,6 +56,7 @@ use event::Event;
 use graph::Graph;
 use log::Log;
 use modules::{Arg, CompileTime, Grid, Modules};
+use tune::{Chosen, Tuner, Wanted};
 
 /// What the elements of a tensor on the device are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,7 @@ struct Shared {
     /// Learning rate and gradient scale of the step in hand.
     scalars: Memory,
     mode: Mutex<Mode>,
+    tuner: Mutex<Tuner>,
 }
 
 /// What a launch means now.
@@ -109,9 +112,19 @@ enum Mode {
     /// It runs.
     Eager,
     /// Its kernel is noted, to be compiled with all others at once.
-    Planning(HashSet<Configuration>),
+    Planning(Plan),
     /// It becomes part of a graph whose steps use this log.
     Recording(Arc<Log>),
+}
+
+/// What some work will launch.
+#[derive(Debug, Default)]
+struct Plan {
+    configurations: HashSet<Configuration>,
+    /// The tiles of its kernels.
+    tiles: Vec<Chosen>,
+    /// What nobody knows the fastest tile of.
+    wanted: Vec<Wanted>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -126,7 +139,8 @@ impl Cuda {
     pub fn open(ordinal: usize) -> Result<Cuda> {
         let context = Context::open(ordinal)?;
         // Asked for now, so that what is missing or too old is told before any work is done.
-        let (major, minor) = nvrtc::Nvrtc::load()?.version();
+        let nvrtc = nvrtc::Nvrtc::load()?.version();
+        let (major, minor) = nvrtc;
         let driver = driver::Driver::start()?.cuda_version()?;
         if driver.0 < major {
             return Err(Error::new(
@@ -143,10 +157,11 @@ impl Cuda {
             )));
         }
         let blas = Mutex::new(Blas::new(&context)?);
-        let modules = Modules::new(&context, Cache::of_user());
+        let modules = Modules::new(&context, Cache::of_user(cache::Kind::Cubins));
+        let tuner = Mutex::new(Tuner::of_user(&context.gpu().name, nvrtc));
         let scalars = context.allocate(8)?;
         let shared =
-            Shared { context, modules, blas, scratch: Mutex::default(), scalars, mode: Mutex::new(Mode::Eager) };
+            Shared { context, modules, blas, scratch: Mutex::default(), scalars, mode: Mutex::new(Mode::Eager), tuner };
         Ok(Cuda { shared: Arc::new(shared), precision: Precision::Fp32 })
     }
 
@@ -184,9 +199,9 @@ impl Cuda {
         self.shared.modules.time()
     }
 
-    /// Why compiled kernels are not kept, once.
+    /// Why compiled kernels or tiles are not kept, or why some are not tuned, each once.
     pub fn take_warning(&self) -> Option<Error> {
-        self.shared.modules.take_warning()
+        self.shared.modules.take_warning().or_else(|| self.take_tuning_warning())
     }
 
     /// Memory for `count` elements, zeroed.
@@ -212,6 +227,14 @@ impl Cuda {
         let pointer = memory.pointer();
         all.push(memory);
         Ok(pointer)
+    }
+
+    /// Does `work` with scratch memory of its own, which goes when it is done: whatever it leaves there, nobody else finds.
+    fn with_own_scratch<R>(&self, work: impl FnOnce() -> R) -> R {
+        let others = std::mem::take(&mut *lock(&self.shared.scratch));
+        let outcome = work();
+        *lock(&self.shared.scratch) = others;
+        outcome
     }
 
     /// A kernel file in this precision, for rows that all start on 16 bytes or not.
@@ -241,8 +264,8 @@ impl Cuda {
         grid: Grid,
         args: &[Arg],
     ) -> Result<()> {
-        if let Mode::Planning(wanted) = &mut *lock(&self.shared.mode) {
-            wanted.insert(configuration.clone());
+        if let Mode::Planning(plan) = &mut *lock(&self.shared.mode) {
+            plan.configurations.insert(configuration.clone());
             return Ok(());
         }
         // SAFETY: the caller's promise is the same.
@@ -276,17 +299,29 @@ impl Cuda {
         }
     }
 
-    /// Compiles, on all cores, every kernel that `work` launches, without running any of it.
+    /// Compiles, on all cores, every kernel that `work` launches, without running any of it; before that finds the fastest tiles
+    /// of those that are not known. The tiles that `work` will launch with. `work` may be called twice.
     ///
     /// # Errors
     /// When `work` fails or a kernel does not compile.
-    pub fn prepare(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        *lock(&self.shared.mode) = Mode::Planning(HashSet::new());
+    pub fn prepare(&self, mut work: impl FnMut() -> Result<()>) -> Result<Vec<Chosen>> {
+        let mut plan = self.plan(&mut work)?;
+        if !plan.wanted.is_empty() {
+            self.tune(&plan.wanted);
+            plan = self.plan(&mut work)?;
+        }
+        self.shared.modules.prepare(&plan.configurations)?;
+        Ok(plan.tiles)
+    }
+
+    /// What `work` will launch.
+    fn plan(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Plan> {
+        *lock(&self.shared.mode) = Mode::Planning(Plan::default());
         let outcome = work();
         let mode = std::mem::replace(&mut *lock(&self.shared.mode), Mode::Eager);
         outcome?;
         match mode {
-            Mode::Planning(wanted) => self.shared.modules.prepare(&wanted),
+            Mode::Planning(plan) => Ok(plan),
             Mode::Eager | Mode::Recording(_) => Err(Error::new(Kind::Device, "a plan was made inside another")),
         }
     }

@@ -59,6 +59,11 @@ impl Modules {
         self.lock().time
     }
 
+    /// Puts the count back to what it was: what came since is told elsewhere.
+    pub(super) fn set_time(&self, time: CompileTime) {
+        self.lock().time = time;
+    }
+
     /// Why compiled kernels are not kept, once.
     pub fn take_warning(&self) -> Option<Error> {
         self.cache.take_warning()

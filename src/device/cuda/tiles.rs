@@ -1,8 +1,9 @@
-//! Which tile a fused kernel is given: by rules drawn from the table of kernels/README.md, for any chip.
+//! Which tile a fused kernel is given: by rules drawn from the table of kernels/README.md, for any chip; and what the tuner
+//! ([`super::tune`]) times the rules' choice against.
 //!
 //! Large tiles read operands less often; small ones, and splits of K, give every multiprocessor something to do.
 
-use super::context::Chip;
+use super::{context::Chip, tune::Candidate};
 use crate::device::Precision;
 
 /// A block's tile, and how its warps share it. kernels/README.md explains each number.
@@ -97,6 +98,122 @@ impl Tile {
             ("MIN_BLOCKS", self.blocks as u32),
         ]
     }
+}
+
+impl Candidate for Tile {
+    fn name(&self) -> String {
+        let Tile { rows, cols, warp_rows, warp_cols, slices, stages, blocks } = self;
+        let slices = if *slices > 1 { format!(" k{slices}") } else { String::new() };
+        format!("{rows}x{cols} w{warp_rows}x{warp_cols}{slices} s{stages} x{blocks}")
+    }
+}
+
+/// A tile and its splits of D.
+impl Candidate for (Tile, usize) {
+    fn name(&self) -> String {
+        format!("{} split {}", self.0.name(), self.1)
+    }
+}
+
+/// A tile, columns of dx a tile, splits of D and of 2H.
+impl Candidate for (Tile, usize, usize, usize) {
+    fn name(&self) -> String {
+        format!("{} dx {} split {}.{}", self.0.name(), self.1, self.2, self.3)
+    }
+}
+
+/// The tiles that a precision has.
+fn tiles_of(precision: Precision) -> &'static [Tile] {
+    match precision {
+        Precision::Fp32 => &[S64X64, S64X128, S64X128_W4, S128X128],
+        Precision::Fp32Emulated => &[T64X64, T64X128, T64X128_W8, T128X128_W8],
+        Precision::Tf32 | Precision::Bf16 => {
+            &[T64X64, T64X128, T64X128_W8, T64X128_K2, T128X128, T128X128_W8, T128X128_K2, T128X256]
+        }
+    }
+}
+
+/// The tiles beside `rule` that are worth a try on an output of `rows` x `cols`. Far smaller ones read too often, far fewer
+/// leave the chip idle; where rows are not whole 16 bytes a kernel takes seconds to compile, and the rules decide.
+fn neighbours(
+    chip: Chip,
+    precision: Precision,
+    rule: Tile,
+    (rows, cols): (usize, usize),
+) -> impl Iterator<Item = Tile> {
+    let enough = rule.count(rows, cols).min(chip.multiprocessors) / 2;
+    tiles_of(precision).iter().copied().filter(move |tile| {
+        let close = tile.rows * tile.cols * 4 >= rule.rows * rule.cols && tile.count(rows, cols) >= enough;
+        *tile != rule && tile.fits(chip) && close && tile.rows <= rows.next_multiple_of(64)
+    })
+}
+
+/// What the tuner tries of the forward, the rules' choice first.
+pub fn forward_candidates(
+    chip: Chip,
+    precision: Precision,
+    batch: usize,
+    inputs: usize,
+    hidden: usize,
+) -> Vec<(Tile, usize)> {
+    let rule = forward(chip, precision, batch, inputs, hidden);
+    let cols = 2 * hidden;
+    let splits = |tile: Tile, per_sm: usize| {
+        let slots = chip.multiprocessors * per_sm.min(tile.resident(chip));
+        tile.splits(tile.count(batch, cols), inputs * element_bytes(precision), slots, 8)
+    };
+    let others = neighbours(chip, precision, rule.0, (batch, cols)).map(|tile| (tile, splits(tile, 1)));
+    let same = [1, rule.1 / 2, splits(rule.0, 1), splits(rule.0, 2)].into_iter().map(|splits| (rule.0, splits));
+    distinct(rule, same.chain(others).filter(|(_, splits)| *splits > 0))
+}
+
+/// What the tuner tries of the backward, the rules' choice first.
+pub fn backward_dx_candidates(
+    chip: Chip,
+    precision: Precision,
+    batch: usize,
+    inputs: usize,
+    hidden: usize,
+) -> Vec<(Tile, usize, usize, usize)> {
+    let rule = backward_dx(chip, precision, batch, inputs, hidden);
+    let (tile, dx_cols, splits, dx_splits) = rule;
+    let bytes = element_bytes(precision);
+    let with = |tile: Tile| {
+        let slots = chip.multiprocessors * tile.resident(chip);
+        let wide = Tile { cols: dx_cols, ..tile };
+        let splits = tile.splits(tile.count(batch, 2 * hidden), inputs * bytes, slots, 8);
+        (tile, dx_cols, splits, wide.splits(wide.count(batch, inputs), 2 * hidden * bytes, slots, 16))
+    };
+    // dx tiles of 128 columns need the shared memory of tiles as wide.
+    let others = neighbours(chip, precision, tile, (batch, 2 * hidden)).filter(|tile| tile.cols >= dx_cols).map(with);
+    let most = 2 * hidden * bytes / 512;
+    let same = [dx_splits / 2, dx_splits * 2].into_iter().map(|dx_splits| (tile, dx_cols, splits, dx_splits));
+    let parts = tile.rows * dx_cols / (4 * tile.threads());
+    distinct(rule, same.filter(|&(_, _, _, splits)| (1..=most.min(16).min(parts)).contains(&splits)).chain(others))
+}
+
+/// What the tuner tries of dWf, the rules' choice first. Its kernel does not slice K.
+pub fn dwf_candidates(
+    chip: Chip,
+    precision: Precision,
+    batch: usize,
+    inputs: usize,
+    hidden: usize,
+    update: bool,
+) -> Vec<Tile> {
+    let rule = dwf(chip, precision, batch, inputs, hidden, update);
+    distinct(rule, neighbours(chip, precision, rule, (2 * hidden, inputs)).filter(|tile| tile.slices == 1))
+}
+
+/// `rule`, then the others, each once.
+fn distinct<C: PartialEq>(rule: C, others: impl Iterator<Item = C>) -> Vec<C> {
+    let mut all = vec![rule];
+    for other in others {
+        if !all.contains(&other) {
+            all.push(other);
+        }
+    }
+    all
 }
 
 /// The first of `tiles` that fits the chip; the last fits every chip that the kernels run on.
@@ -213,16 +330,25 @@ mod tests {
             for &precision in Precision::ALL {
                 for batch in [1, 32, 64, 200, 256, 1000, 4096] {
                     for (inputs, hidden) in [(1, 1), (123, 431), (512, 512), (2048, 2048), (4096, 4096), (784, 128)] {
-                        let (tile, splits) = forward(chip, precision, batch, inputs, hidden);
-                        let blocks = tile.count(batch, 2 * hidden) * splits;
-                        let resident = chip.multiprocessors * tile.resident(chip);
-                        assert!(splits == 1 || blocks <= resident, "{chip:?} {precision:?} {batch} {inputs} {hidden}");
-                        assert!(tile.fits(chip), "{chip:?} {tile:?}");
-                        let (tile, dx_cols, one, two) = backward_dx(chip, precision, batch, inputs, hidden);
-                        assert!(tile.fits(chip) && tile.shared(dx_cols) == tile.shared(0));
-                        assert!(one.max(two) <= chip.multiprocessors);
+                        let what = format!("{chip:?} {precision:?} {batch} {inputs} {hidden}");
+                        let all = forward_candidates(chip, precision, batch, inputs, hidden);
+                        assert_eq!(all[0], forward(chip, precision, batch, inputs, hidden), "{what}");
+                        for (tile, splits) in all {
+                            let blocks = tile.count(batch, 2 * hidden) * splits;
+                            let resident = chip.multiprocessors * tile.resident(chip);
+                            assert!(splits == 1 || blocks <= resident, "{what}: {tile:?} {splits}");
+                            assert!(tile.fits(chip), "{what}: {tile:?}");
+                        }
+                        let all = backward_dx_candidates(chip, precision, batch, inputs, hidden);
+                        assert_eq!(all[0], backward_dx(chip, precision, batch, inputs, hidden), "{what}");
+                        for (tile, dx_cols, one, two) in all {
+                            assert!(tile.fits(chip) && tile.shared(dx_cols) == tile.shared(0), "{what}: {tile:?}");
+                            assert!(one.max(two) <= chip.multiprocessors, "{what}: {tile:?} {one} {two}");
+                        }
                         for update in [false, true] {
-                            assert!(dwf(chip, precision, batch, inputs, hidden, update).fits(chip));
+                            let all = dwf_candidates(chip, precision, batch, inputs, hidden, update);
+                            assert_eq!(all[0], dwf(chip, precision, batch, inputs, hidden, update), "{what}");
+                            assert!(all.iter().all(|tile| tile.fits(chip)), "{what}");
                         }
                     }
                 }

@@ -5,6 +5,7 @@ use super::{
     super::reference::Dims,
     Keep,
     hopper::{self, Planes},
+    trials,
 };
 use crate::{
     Result,
@@ -128,11 +129,14 @@ pub fn forward(
         return hopper::forward(cuda, dims, x, weight, z, keep, workspace);
     }
     let Dims { batch, inputs, hidden } = dims;
-    let (tile, mut splits) = tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    const FILE: &str = "swiglu_fused_forward.cu";
+    let candidates = tiles::forward_candidates(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let problem = trials::problem(cuda, FILE, dims, keep == Keep::Gates, false);
+    let (tile, mut splits) = cuda.tile(problem, &candidates, trials::forward);
     let count = tile.count(batch, 2 * hidden);
     let configure = |splits: usize| {
         let defines = [tile.defines(), vec![("K_SPLITS", splits as u32)]].concat();
-        cuda.configuration("swiglu_fused_forward.cu", is_aligned(cuda, dims), &defines)
+        cuda.configuration(FILE, is_aligned(cuda, dims), &defines)
     };
     let grid = |splits: usize| Grid::new(count * splits, tile.threads(), tile.shared(0));
     let mut configuration = configure(splits);
@@ -192,7 +196,10 @@ pub fn backward_dx(
     if hopper::takes(cuda, dims) {
         return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes())).map(Some);
     }
-    let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    const FILE: &str = "swiglu_fused_backward_dx.cu";
+    let candidates = tiles::backward_dx_candidates(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let problem = trials::problem(cuda, FILE, dims, saved, false);
+    let (tile, dx_cols, splits, dx_splits) = cuda.tile(problem, &candidates, trials::backward_dx);
     // Saved gates are read, not multiplied: nothing is left to split.
     let splits = if saved { 1 } else { splits };
     let more = [
@@ -202,7 +209,7 @@ pub fn backward_dx(
         ("SAVED_GATES", u32::from(saved)),
     ];
     let defines = [&tile.defines()[..], &more].concat();
-    let configuration = cuda.configuration("swiglu_fused_backward_dx.cu", is_aligned(cuda, dims), &defines);
+    let configuration = cuda.configuration(FILE, is_aligned(cuda, dims), &defines);
 
     let rows = batch.div_ceil(tile.rows);
     let (columns_1, columns_2) = ((2 * hidden).div_ceil(tile.cols), inputs.div_ceil(dx_cols));
@@ -251,9 +258,11 @@ pub fn backward_dwf(
         return hopper::backward_dwf(cuda, dims, x, (dgates, workspace.last_planes()), weight, step);
     }
     let Dims { batch, inputs, hidden } = dims;
-    let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
+    const FILE: &str = "swiglu_fused_dwf.cu";
+    let candidates = tiles::dwf_candidates(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
+    let tile = cuda.tile(trials::problem(cuda, FILE, dims, false, step.is_some()), &candidates, trials::dwf);
     let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
-    let configuration = cuda.configuration("swiglu_fused_dwf.cu", is_aligned(cuda, dims), &defines);
+    let configuration = cuda.configuration(FILE, is_aligned(cuda, dims), &defines);
     let grid = Grid::new(tile.count(2 * hidden, inputs), tile.threads(), tile.shared(0));
     let head = [Pointer(dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
     match step {

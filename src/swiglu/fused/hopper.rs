@@ -6,6 +6,7 @@ use super::{
     super::reference::Dims,
     Keep,
     cuda::{Workspace, backward_outputs, sizes},
+    trials,
 };
 use crate::{
     Result,
@@ -152,7 +153,10 @@ pub fn forward(
 ) -> Result<()> {
     const NAME: &str = "hopper_swiglu_forward";
     let Dims { batch, inputs, hidden } = dims;
-    let tile = hopper_tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    const FILE: &str = "hopper_swiglu_forward.cu";
+    let tiles = hopper_tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let problem = trials::problem(cuda, FILE, dims, keep == Keep::Gates, false);
+    let tile = cuda.tile(problem, &tiles, trials::forward);
     let gates = match keep {
         Keep::Gates => workspace.gates(cuda, 2 * batch * hidden * cuda.element().bytes())?,
         Keep::Nothing | Keep::Inputs => 0,
@@ -173,7 +177,7 @@ pub fn forward(
     ];
     let clusters =
         hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
-    let configuration = configuration(cuda, "hopper_swiglu_forward.cu", tile, &[]);
+    let configuration = configuration(cuda, FILE, tile, &[]);
     // SAFETY: the arguments are the kernel's; shapes were checked; the maps are of these matrices.
     unsafe {
         cuda.launch(&configuration, NAME, grid(cuda, tile, clusters), &[&args[..], &sizes(dims)?].concat())?;
@@ -198,7 +202,10 @@ pub fn backward_dx(
 ) -> Result<u64> {
     const NAME: &str = "hopper_swiglu_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
-    let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
+    const FILE: &str = "hopper_swiglu_backward_dx.cu";
+    let tiles = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
+    let problem = trials::problem(cuda, FILE, dims, saved.is_some(), false);
+    let tile = cuda.tile(problem, &tiles, trials::backward_dx);
     let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
     let x = cuda.expect_activation(NAME, "x", x)?;
@@ -224,7 +231,7 @@ pub fn backward_dx(
         Pointer(cuda.scratch("dx counters", 12)?),
     ];
     let saved_gates = [("SAVED_GATES", u32::from(saved.is_some()))];
-    let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &saved_gates);
+    let configuration = configuration(cuda, FILE, tile, &saved_gates);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
     let phase_2 = inputs.div_ceil(tile.rows()).div_ceil(tile.share_b) * columns;
@@ -267,7 +274,9 @@ pub fn backward_dwf(
     step: Option<&SgdStep>,
 ) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
-    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
+    const FILE: &str = "hopper_swiglu_dwf.cu";
+    let tiles = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
+    let tile = cuda.tile(trials::problem(cuda, FILE, dims, false, step.is_some()), &tiles, trials::dwf);
     let k_tile = tile.k_tile(cuda.precision());
     let x = cuda.expect_activation("dWf", "x", x)?;
     let operand = match cuda.precision() {
@@ -291,7 +300,7 @@ pub fn backward_dwf(
     let down = planes.map_or(0, |planes| planes.down);
     let head = [Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?), Map(operand), Pointer(down)];
     let update = [("UPDATE", u32::from(step.is_some()))];
-    let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &update);
+    let configuration = configuration(cuda, FILE, tile, &update);
     let grid = grid(cuda, tile, (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols));
     let (name, target) = match step {
         Some(step) => ("hopper_swiglu_dwf_sgd", super::cuda::update_args(cuda, weight, step)?),

@@ -18,7 +18,15 @@ use crate::{
     Result,
     device::{
         Images, Rows, SgdStep, Tally,
-        cuda::{Cuda, context::Pinned, event::Event as Mark, graph::Graph, log::Log, modules::CompileTime},
+        cuda::{
+            Cuda,
+            context::Pinned,
+            event::Event as Mark,
+            graph::Graph,
+            log::Log,
+            modules::CompileTime,
+            tune::{Chosen, TuneTime},
+        },
     },
     model::{
         Activations, Mlp,
@@ -51,7 +59,7 @@ pub(super) struct Recorded {
 }
 
 /// What preparing a run took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ready {
     /// Compiling and loading kernels.
     pub compile: CompileTime,
@@ -59,6 +67,10 @@ pub struct Ready {
     pub capture_ms: f64,
     /// Launches of one step.
     pub launches: usize,
+    /// Finding the fastest tiles, which comes before compiling.
+    pub tuning: TuneTime,
+    /// The tiles of the fused kernels.
+    pub tiles: Vec<Chosen>,
 }
 
 impl Recorded {
@@ -89,7 +101,8 @@ impl Recorded {
         };
         let last_rows = Rows::At { first: images.len() - rest, count: rest };
 
-        cuda.prepare(|| {
+        let before = cuda.tune_time();
+        let tiles = cuda.prepare(|| {
             step(model, Rows::Next(batch))?;
             if rest > 0 {
                 step(model, last_rows)?;
@@ -112,6 +125,8 @@ impl Recorded {
             compile: cuda.compile_time(),
             capture_ms: begin.elapsed().as_secs_f64() * 1e3,
             launches: single.nodes(),
+            tuning: cuda.tune_time().since(before),
+            tiles,
         };
         let (losses, hits) = (Pinned::new(cuda.context(), steps)?, Pinned::new(cuda.context(), steps)?);
         Ok(Recorded { cuda: cuda.clone(), log, burst, single, last, batch, losses, hits, test, valid, ready })
