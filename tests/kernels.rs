@@ -210,6 +210,32 @@ fn every_kernel_compiles_for_every_architecture_and_the_main_ones_spill_no_regis
     assert_eq!(watched.into_inner(), 12 * known.len() + 4 * large + hopper);
 }
 
+/// The configurations that the tuner tries of the portable kernels on a chip, for a small, a middling and a large product.
+fn tried(chip: Chip, arch: Arch) -> HashSet<Configuration> {
+    let mut all = HashSet::new();
+    for &precision in Precision::ALL {
+        for (batch, d) in [(64, 2048), (256, 2048), (1024, 4096)] {
+            let mut add = |file, tile: Tile, more: &[(&'static str, u32)]| {
+                let head = [("PRECISION", define(precision)), ("ALIGNED", 1)];
+                let defines = [&head[..], &tile.defines(), more].concat();
+                all.insert(Configuration { file, defines, arch });
+            };
+            for (tile, splits) in tiles::forward_candidates(chip, precision, batch, d, d) {
+                add("swiglu_fused_forward.cu", tile, &[("K_SPLITS", splits as u32)]);
+            }
+            for (tile, dx_cols, _, dx_splits) in tiles::backward_dx_candidates(chip, precision, batch, d, d) {
+                let [dx_cols, dx_splits] = [dx_cols, dx_splits].map(|number| number as u32);
+                let more = [("DX_TILE_N", dx_cols), ("K_SPLITS", 1), ("DX_SPLITS", dx_splits), ("SAVED_GATES", 1)];
+                add("swiglu_fused_backward_dx.cu", tile, &more);
+            }
+            for tile in tiles::dwf_candidates(chip, precision, batch, d, d, true) {
+                add("swiglu_fused_dwf.cu", tile, &[("UPDATE", 1)]);
+            }
+        }
+    }
+    all
+}
+
 /// The configurations that the rules of `tiles` choose on a chip, over shapes from tiny to those of the tables.
 fn chosen(chip: Chip, arch: Arch) -> HashSet<Configuration> {
     let mut all = HashSet::new();
@@ -243,12 +269,14 @@ fn chosen(chip: Chip, arch: Arch) -> HashSet<Configuration> {
 }
 
 #[test]
-fn every_tile_that_is_chosen_compiles_and_its_main_loop_keeps_its_registers() {
+fn every_tile_that_is_chosen_or_tried_compiles_and_its_main_loop_keeps_its_registers() {
     let Some(nvrtc) = nvrtc() else { return };
-    let chosen: Vec<Configuration> = [(Chip::H200, Arch::of_device(9, 0)), (Chip::LAPTOP, Arch::of_device(8, 9))]
+    let chosen: HashSet<Configuration> = [(Chip::H200, Arch::of_device(9, 0)), (Chip::LAPTOP, Arch::of_device(8, 9))]
         .into_iter()
         .flat_map(|(chip, arch)| chosen(chip, arch))
+        .chain(tried(Chip::H200, Arch::of_device(9, 0)))
         .collect();
+    let chosen: Vec<Configuration> = chosen.into_iter().collect();
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
