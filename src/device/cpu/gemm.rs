@@ -89,10 +89,10 @@ pub fn gemm(cpu: &Cpu, a: View<'_>, b: View<'_>, beta: f32, c: &mut [f32]) -> Re
 }
 
 /// Rows and columns of a panel: one panel a thread, or several of at most 1024 x 512, equally large. Each panel packs
-/// both operands for itself, so that more of them would pack more, and narrower ones than 64 are not worth it.
+/// both operands for itself, so that more of them would pack more, and ones of less than 32 are not worth it.
 fn panel_shape(m: usize, n: usize, threads: usize) -> (usize, usize) {
     let (mut down, mut across) = (m.div_ceil(1024), n.div_ceil(512));
-    across = across.max(threads.div_ceil(down).min(n / 64));
+    across = across.max(threads.div_ceil(down).min(n / 32));
     down = down.max(threads.div_ceil(across).min(m / 64));
     // The library's register tiles are up to 32 wide: edges of panels fall between them.
     let even = |length: usize, parts: usize| length.div_ceil(parts).next_multiple_of(32).min(length);

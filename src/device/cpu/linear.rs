@@ -14,8 +14,6 @@ use super::{
 
 /// Images that are packed at a time: 1.6 MB at 784 inputs, whatever the batch.
 const BATCH_BLOCK: usize = 512;
-/// Outputs of a task: a multiple of the rows of every register tile (8, 6, 4).
-const OUTPUT_TASK: usize = 24;
 
 /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N).
 pub fn linear(cpu: &Cpu, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
@@ -36,8 +34,9 @@ pub fn linear(cpu: &Cpu, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
                 let panel = unsafe { out.slice(p * size, size) };
                 pack_rows(x, inputs, image, width.min(images.end - image), width, panel);
             });
-            cpu.for_each(outputs.div_ceil(OUTPUT_TASK), |task| {
-                let rows = task * OUTPUT_TASK..outputs.min((task + 1) * OUTPUT_TASK);
+            let each = cpu.task_rows(outputs, cpu.isa().tile_rows());
+            cpu.for_each(outputs.div_ceil(each), |task| {
+                let rows = task * each..outputs.min((task + 1) * each);
                 // SAFETY: these columns of y belong to this task.
                 unsafe { linear_kernel(cpu.isa(), w, bias, panels, images.clone(), rows, &y) }
             });

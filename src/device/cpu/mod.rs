@@ -13,6 +13,9 @@ use rayon::prelude::*;
 use crate::{Error, Kind, Result, tensor::AlignedVec};
 use simd::Isa;
 
+/// Rows of a task at most: a multiple of the rows of every register tile (8, 6, 4 and their halves).
+pub const MOST_ROWS: usize = 24;
+
 /// The threads and the instruction set that kernels run with. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Cpu {
@@ -65,6 +68,17 @@ impl Cpu {
     /// Runs `work` on the pool: a whole epoch at once, so that its parallel parts start without waking a thread first.
     pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.pool.install(work)
+    }
+
+    /// Rows of a task when `rows` of them are shared by the threads: whole register tiles of `tile` rows (2 to 8), 24 rows at
+    /// most. As many as that read packed operands least often, where they leave every thread as much; 22 tasks of 24 for 16
+    /// threads would leave ten of them idle half of the time.
+    pub fn task_rows(&self, rows: usize, tile: usize) -> usize {
+        let most = MOST_ROWS / tile * tile;
+        let longest = |size: usize| rows.div_ceil(size).div_ceil(self.threads()) * size;
+        let sizes = || (1..=most / tile).rev().map(|tiles| tiles * tile);
+        let least = sizes().map(longest).min().unwrap_or(most);
+        sizes().find(|&size| longest(size) * 20 <= least * 21).unwrap_or(most)
     }
 
     /// Calls `task` with 0..`count`, each exactly once, spread over the threads.
@@ -181,4 +195,26 @@ pub fn with_shared_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) ->
     let result = work(&mut buffer.as_mut_slice()[..len]);
     SHARED.set(buffer);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_are_large_for_few_threads_and_leave_none_of_many_idle() {
+        let of = |threads, rows, tile| Cpu::new(Some(threads)).unwrap().task_rows(rows, tile);
+        assert_eq!([of(1, 512, 8), of(2, 512, 8), of(2, 1024, 6)], [24, 24, 24]);
+        assert_eq!([of(16, 512, 8), of(16, 512, 4), of(16, 1024, 8)], [16, 16, 16]);
+        assert_eq!(of(16, 64, 8), 8);
+        for tile in [8, 6, 4, 3, 2] {
+            for (threads, rows) in [(3, 1), (5, 1000), (16, 4096), (64, 512)] {
+                let size = of(threads, rows, tile);
+                assert!(
+                    size.is_multiple_of(tile) && (tile..=MOST_ROWS).contains(&size),
+                    "{tile} {threads} {rows}: {size}"
+                );
+            }
+        }
+    }
 }

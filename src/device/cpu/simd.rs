@@ -59,6 +59,15 @@ impl Isa {
         }
     }
 
+    /// Rows of the register tiles of kernels.
+    pub fn tile_rows(self) -> usize {
+        match self {
+            Isa::Avx512 => 8,
+            Isa::Avx2 => 6,
+            Isa::Portable => 4,
+        }
+    }
+
     /// Lanes that a packed panel of kernels is wide: two vectors.
     pub fn panel(self) -> usize {
         match self {

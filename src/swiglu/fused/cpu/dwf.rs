@@ -33,8 +33,6 @@ enum Out<'a> {
 
 /// Floats of packed x that the tiles of a block of columns go through again and again: half of a 1 MB cache.
 const PACKED_X: usize = 128 * 1024;
-/// Rows of Wf of a task: a multiple of the rows of every register tile that leaves dozens of tasks to share.
-const ROW_TASK: usize = 24;
 
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), or the step of SGD that it stands for.
 ///
@@ -60,8 +58,9 @@ pub fn backward_dwf(cpu: &Cpu, dims: Dims, x: &[f32], target: Target<'_>, worksp
                 let panel = unsafe { panels.slice(p * size, size) };
                 pack_columns(x, batch, inputs, d, width.min(cols.end - d), width, panel);
             });
-            cpu.for_each((2 * hidden).div_ceil(ROW_TASK), |task| {
-                let rows = task * ROW_TASK..(2 * hidden).min((task + 1) * ROW_TASK);
+            let each = cpu.task_rows(2 * hidden, cpu.isa().tile_rows());
+            cpu.for_each((2 * hidden).div_ceil(each), |task| {
+                let rows = task * each..(2 * hidden).min((task + 1) * each);
                 // SAFETY: these rows of dWf (or Wf) belong to this task.
                 unsafe { dwf_kernel(cpu.isa(), dims, gates, scratch, rows, cols.clone(), &out) }
             });

@@ -1,9 +1,9 @@
 //! Register tiles of g and u: the forward, and the backward down to [dg | du].
 
-use super::{super::Keep, BATCH_BLOCK, HIDDEN_TASK, Held, PAD, Workspace, gate_stride};
+use super::{super::Keep, BATCH_BLOCK, Held, PAD, Workspace, gate_stride};
 use crate::{
     device::cpu::{
-        Cpu, SharedMut,
+        Cpu, MOST_ROWS, SharedMut,
         simd::{Simd, simd_dispatch},
         tile::{pack_rows, tile},
         with_scratch,
@@ -68,8 +68,9 @@ pub fn backward_gates(cpu: &Cpu, dims: Dims, x: &[f32], wf: &[f32], dz: &[f32], 
     match workspace.held {
         Held::Gates => {
             let gates = SharedMut::new(workspace.gates.as_mut_slice());
-            cpu.for_each(dims.hidden.div_ceil(HIDDEN_TASK), |task| {
-                let rows = task * HIDDEN_TASK..dims.hidden.min((task + 1) * HIDDEN_TASK);
+            let each = cpu.task_rows(dims.hidden, cpu.isa().tile_rows() / 2);
+            cpu.for_each(dims.hidden.div_ceil(each), |task| {
+                let rows = task * each..dims.hidden.min((task + 1) * each);
                 // SAFETY: the rows of g and u of this task are its own; they were written by the forward.
                 unsafe { derivative(cpu.isa(), dims, dz, rows, &gates) }
             });
@@ -117,8 +118,9 @@ fn pack_block(cpu: &Cpu, dims: Dims, x: &[f32], first: usize, rows: usize, panel
 
 fn run_gate_pass(cpu: &Cpu, pass: &GatePass<'_>) {
     let hidden = pass.dims.hidden;
-    cpu.for_each(hidden.div_ceil(HIDDEN_TASK), |task| {
-        let rows = task * HIDDEN_TASK..hidden.min((task + 1) * HIDDEN_TASK);
+    let each = cpu.task_rows(hidden, cpu.isa().tile_rows() / 2); // gate rows, with their up rows
+    cpu.for_each(hidden.div_ceil(each), |task| {
+        let rows = task * each..hidden.min((task + 1) * each);
         with_scratch(8 * (pass.dims.inputs + PAD), |scratch| {
             // SAFETY: hidden rows, and so the columns of z and the rows of the gates, belong to one task.
             unsafe { gate_pass(cpu.isa(), pass, rows, scratch) }
@@ -208,7 +210,7 @@ unsafe fn derivative_kernel<S: Simd, const R: usize, const V: usize>(
     // Sixteen images at a time: each line of dz is read once.
     for b in (0..batch).step_by(16) {
         let count = 16.min(batch - b);
-        let mut transposed = [[0.0_f32; 16]; HIDDEN_TASK];
+        let mut transposed = [[0.0_f32; 16]; MOST_ROWS];
         for j in 0..count {
             for (row, &dz) in
                 transposed.iter_mut().zip(&dz[(b + j) * total + hidden.start..(b + j) * total + hidden.end])

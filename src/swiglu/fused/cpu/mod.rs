@@ -26,8 +26,6 @@ use crate::{device::cpu::simd::Simd, tensor::AlignedVec};
 
 /// Images whose packed x is kept at a time: 4 MB at D = 2048, whatever the batch.
 const BATCH_BLOCK: usize = 512;
-/// Hidden rows of a task: a multiple of the gate rows of every register tile (4, 3, 2).
-const HIDDEN_TASK: usize = 24;
 /// Floats between the copied weight rows of a tile, beyond D, so that they do not all fall into one set of the cache.
 const PAD: usize = 16;
 
