@@ -9,14 +9,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mnist_swiglu::{
     Kind, data,
     data::Dataset,
-    device::{Device, cuda::Cuda},
+    device::{
+        Device,
+        cuda::{
+            Cuda,
+            tune::{By, Chosen},
+        },
+    },
     measure::check::{
         Case, SHAPES, check_layer, gates_of,
         training::{NETWORKS, TrainingCase, check_training},
     },
     model::{checkpoint::Checkpoint, schedule::Schedule},
     swiglu::{
-        self, Gates, Precision,
+        self, Gates, LayerConfig, Pass, Precision, WeightGrad,
         reference::{Dims, Operands},
     },
     train::config::{Config, NetworkConfig},
@@ -287,6 +293,48 @@ fn gates_recomputed_and_saved_train_alike() {
         for (got, want) in run(Gates::Save).iter().zip(run(Gates::Recompute)).take(20) {
             assert!((got - want).abs() < 1e-3 * want.max(0.1), "{name}: {got} and {want}");
         }
+    }
+}
+
+/// The tiles of a training step's kernels at the default network's shape, by problem; and how many of them were tuned just now.
+fn tiles(device: &Device, precision: Precision) -> (Vec<Chosen>, usize) {
+    let device = device.with_precision(precision);
+    let Device::Cuda(cuda) = &device else { panic!("a GPU") };
+    let entry = swiglu::find("fused-triton-grad").expect("an implementation");
+    let config = LayerConfig { device: device.clone(), inputs: 512, hidden: 512, gates: Gates::Save, precision };
+    let mut layer = (entry.new)(&config).expect("a layer");
+    let tensor = |cols| device.activations(64, cols).expect("a tensor");
+    let (x, mut z, dz, mut dx) = (tensor(512), tensor(512), tensor(512), tensor(512));
+    let before = cuda.tune_time();
+    let chosen = cuda.prepare(|| {
+        layer.forward(&x, &mut z, Pass::Training)?;
+        layer.backward(&x, &dz, Some(&mut dx), WeightGrad::Buffer)
+    });
+    (chosen.expect("prepared"), cuda.tune_time().since(before).tuned)
+}
+
+#[test]
+fn tiles_are_tuned_once_and_those_of_a_checkpoint_come_first() {
+    let Some((_guard, device)) = gpu() else { return };
+    let open = || Device::open("cuda", None).expect("a GPU").0;
+    let cuda = |device: &Device| if let Device::Cuda(cuda) = device { cuda.clone() } else { panic!("a GPU") };
+    for &precision in Precision::of_device(&device) {
+        let (first, _) = tiles(&device, precision);
+        assert_eq!(first.len(), 3, "{first:?}");
+        assert_eq!(tiles(&device, precision), (first.clone(), 0), "the same choice as long as the program runs");
+        // Whoever starts next finds it on disk, unless there is no place to keep it.
+        if cuda(&device).take_warning().is_none() {
+            assert_eq!(tiles(&open(), precision), (first.clone(), 0), "{precision:?}");
+        }
+        let ruled = open();
+        cuda(&ruled).set_autotune(false);
+        let (ruled, tuned) = tiles(&ruled, precision);
+        assert!(tuned == 0 && ruled.iter().all(|chosen| chosen.by == By::Rule), "{ruled:?}");
+        let resumed = open();
+        cuda(&resumed).pin_tiles(&ruled.iter().map(|c| (c.problem.clone(), c.tile.clone())).collect());
+        let (pinned, tuned) = tiles(&resumed, precision);
+        assert!(tuned == 0 && pinned.iter().all(|chosen| chosen.by == By::Checkpoint), "{pinned:?}");
+        assert!(pinned.iter().zip(&ruled).all(|(one, other)| one.tile == other.tile), "{pinned:?} {ruled:?}");
     }
 }
 
