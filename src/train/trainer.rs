@@ -146,6 +146,7 @@ impl Trainer {
     /// The event that opens the run.
     pub fn start_event(&self) -> Event {
         let device = self.model.device();
+        let ready = self.recorded.as_ref().map(|recorded| &recorded.ready);
         Event::Start(Box::new(Start {
             configuration: self.config.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -157,10 +158,10 @@ impl Trainer {
             valid_images: self.splits.valid.as_ref().map_or(0, Images::len),
             test_images: self.splits.test.len(),
             steps_per_epoch: self.schedule.steps_per_epoch,
-            compile_ms: self.recorded.as_ref().map(|recorded| recorded.ready.compile.ms),
-            capture_ms: self.recorded.as_ref().map(|recorded| recorded.ready.capture_ms),
-            launches: self.recorded.as_ref().map(|recorded| recorded.ready.launches),
-            tuning_ms: self.recorded.as_ref().map(|recorded| recorded.ready.tuning.ms).filter(|&ms| ms > 0.0),
+            compile_ms: ready.map(|ready| ready.compile.ms),
+            capture_ms: ready.map(|ready| ready.capture_ms),
+            launches: ready.map(|ready| ready.launches),
+            tuning_ms: ready.map(|ready| ready.tuning.ms).filter(|&ms| ms > 0.0),
             tiles: self.tiles(),
             resumed_at: (self.position != Position::default()).then_some((self.position.epoch, self.position.step)),
         }))
@@ -219,11 +220,9 @@ impl Trainer {
             && self.recorded.is_none()
         {
             let acts = (&mut self.train_acts, &mut self.eval_acts);
-            // A run that goes on takes the tiles that it began with: they decide the order of sums.
             cuda.pin_tiles(&self.config.tiles);
             let recorded = Recorded::new(&cuda, &self.config, &mut self.model, &self.splits, acts)?;
-            let chosen = recorded.ready.tiles.iter().map(|chosen| (chosen.problem.clone(), chosen.tile.clone()));
-            self.config.tiles.extend(chosen);
+            self.config.tiles.extend(recorded.ready.tiles.iter().map(|one| (one.problem.clone(), one.tile.clone())));
             self.recorded = Some(recorded);
         }
         Ok(self.recorded.as_ref().map(|recorded| recorded.ready.clone()))

@@ -2,8 +2,8 @@
 //!
 //! A launch names its [`Problem`] and its candidates, the rules' choice first, and how to try one ([`Cuda::tile`]); a new
 //! kernel is tuned from there on. Trying happens in [`Cuda::prepare`] alone, when a plan comes upon a problem that is not
-//! known: every candidate is compiled, its results compared with those of the rules' choice, then timed ([`trial`]). The
-//! choice ([`pick`]) is kept on disk ([`store`]) and never changes while the program runs. A checkpoint names the tiles that
+//! known: every candidate is compiled, its results compared with those of the rules' choice, then timed (`trial.rs`). The
+//! choice (`pick.rs`) is kept on disk (`store.rs`) and never changes while the program runs. A checkpoint names the tiles that
 //! its run was given, and a resumed run is given the same, whatever the disk remembers: tiles decide the order of sums.
 
 mod pick;
