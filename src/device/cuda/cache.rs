@@ -202,6 +202,14 @@ impl Cache {
         }
     }
 
+    /// Removes the file `name`, where there is one.
+    pub(super) fn remove(&self, name: &str) {
+        if let Some(dir) = &self.dir {
+            // What cannot be removed could not be written either, and that was told.
+            let _ = fs::remove_file(dir.join(name));
+        }
+    }
+
     fn complain(&self, error: Error) {
         let mut trouble = self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if matches!(*trouble, Trouble::None) {

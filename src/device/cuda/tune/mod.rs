@@ -189,12 +189,21 @@ impl Tuner {
             && let Some((index, entry)) =
                 self.store.get(problem, names).and_then(|entry| Some((index_of(&entry.tile)?, entry)))
         {
-            self.time.remembered += 1;
-            let chosen = chosen(problem, names, index, By::Tuner, Some(&entry));
+            let finished = entry.timed > 0;
+            self.time.remembered += usize::from(finished);
+            let (by, entry) = if finished { (By::Tuner, Some(&entry)) } else { (By::Rule, None) };
+            let chosen = chosen(problem, names, index, by, entry);
             self.known.insert(problem, (index, chosen.clone()));
             return (index, chosen);
         }
         (0, chosen(problem, names, 0, By::Rule, None))
+    }
+
+    /// Remembers the rules' choice while others are tried: should one of them hang, so that the process is ended, the next start
+    /// leaves the problem to the rules instead of hanging again.
+    fn begin(&mut self, problem: Problem, names: &[String]) {
+        let rule = Entry { tile: names[0].clone(), timed: 0, rule_us: 0.0, tile_us: 0.0, ms: 0.0 };
+        self.store.put(problem, names, &rule);
     }
 
     /// Keeps what was found out, in this process and on disk.

@@ -20,7 +20,7 @@ use crate::{
 pub(super) struct Entry {
     /// The fastest tile.
     pub(super) tile: String,
-    /// Candidates that were timed.
+    /// Candidates that were timed; 0 when the process ended before any was.
     pub(super) timed: usize,
     /// Microseconds of the rules' choice.
     pub(super) rule_us: f64,
@@ -60,6 +60,12 @@ impl Store {
         if let Ok(body) = serde_json::to_vec(entry) {
             self.cache.keep(&name(problem, &key), &key, &body);
         }
+    }
+
+    /// Forgets it.
+    pub(super) fn forget(&self, problem: Problem, candidates: &[String]) {
+        let key = self.key(problem, candidates);
+        self.cache.remove(&name(problem, &key));
     }
 
     pub(super) fn take_warning(&self) -> Option<Error> {

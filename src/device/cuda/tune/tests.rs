@@ -100,6 +100,22 @@ fn a_damaged_file_is_as_none_and_a_tile_that_is_no_more_is_not_chosen() {
 }
 
 #[test]
+fn a_problem_whose_tuning_did_not_come_back_is_left_to_the_rules_and_one_that_failed_is_tried_again() {
+    let folder = Folder::new("tiles-unfinished");
+    let candidates = names(&["rule", "other"]);
+    tuner(&folder).begin(PROBLEM, &candidates);
+    let mut next = tuner(&folder);
+    assert_eq!(next.choose(PROBLEM, &candidates), (0, chosen(PROBLEM, &candidates, 0, By::Rule, None)));
+    assert!(next.known.contains_key(&PROBLEM), "nobody need try");
+    assert_eq!(next.time.remembered, 0);
+    next.store.forget(PROBLEM, &candidates);
+    assert!(folder.names().is_empty());
+    let mut after = tuner(&folder);
+    after.choose(PROBLEM, &candidates);
+    assert!(!after.known.contains_key(&PROBLEM), "it is tried");
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_one_warning_and_the_choice_stays_in_the_process() {
     let folder = Folder::new("tiles-unwritable");
     // A file where the folder should be: not even root can write there.

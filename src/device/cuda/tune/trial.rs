@@ -77,6 +77,7 @@ impl Cuda {
         let prepared = self.with_own_scratch(|| self.compile_candidates(wanted));
         let mut found = Vec::new();
         for wanted in wanted {
+            lock(&self.shared.tuner).begin(wanted.problem, &wanted.candidates);
             let tried = || self.with_own_scratch(|| self.try_all(wanted));
             match prepared.as_ref().map_err(told_again).and_then(|()| tried()) {
                 Ok(times) => found.push((wanted, times)),
@@ -111,6 +112,7 @@ impl Cuda {
         let mut tuner = lock(&self.shared.tuner);
         let rule = super::chosen(*problem, candidates, 0, super::By::Rule, None);
         tuner.known.insert(*problem, (0, rule));
+        tuner.store.forget(*problem, candidates); // so that the next start tries again
         let message = format!("{problem} cannot be tuned: the rules choose its tile");
         tuner.warning.get_or_insert(Error::new(Kind::Device, message).because(error));
     }
