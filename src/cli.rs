@@ -77,12 +77,12 @@ pub struct DeviceArgs {
     /// CPU threads; the default is RAYON_NUM_THREADS, or every core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
-    /// On a GPU: take the tiles of the fused kernels from rules alone, without measuring which are fastest here
+    /// On a GPU: measure which tiles of the fused kernels are fastest here, instead of taking what rules say
     ///
-    /// What was measured is kept beside the compiled kernels (mnist-swiglu doctor shows where); a run that goes on keeps
-    /// the tiles that it began with.
+    /// Each candidate is compared with the rules' choice first. What was measured is kept beside the compiled kernels
+    /// (mnist-swiglu doctor shows where); a run that goes on keeps the tiles that it began with.
     #[arg(long)]
-    pub no_autotune: bool,
+    pub autotune: bool,
 }
 
 fn swiglu_choices() -> PossibleValuesParser {

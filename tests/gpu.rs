@@ -316,8 +316,13 @@ fn tiles(device: &Device, precision: Precision) -> (Vec<Chosen>, usize) {
 #[test]
 fn tiles_are_tuned_once_and_those_of_a_checkpoint_come_first() {
     let Some((_guard, device)) = gpu() else { return };
-    let open = || Device::open("cuda", None).expect("a GPU").0;
     let cuda = |device: &Device| if let Device::Cuda(cuda) = device { cuda.clone() } else { panic!("a GPU") };
+    let open = || {
+        let device = Device::open("cuda", None).expect("a GPU").0;
+        cuda(&device).set_autotune(true);
+        device
+    };
+    cuda(&device).set_autotune(true);
     for &precision in Precision::of_device(&device) {
         let (first, _) = tiles(&device, precision);
         assert_eq!(first.len(), 3, "{first:?}");

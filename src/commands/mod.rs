@@ -32,7 +32,7 @@ use crate::{Error, Result, cli::DeviceArgs, device::Device, device::cuda::tune::
 pub fn open_device(args: &DeviceArgs) -> Result<(Device, String)> {
     let (device, chosen) = Device::open(&args.device, args.threads.map(|n| n as usize))?;
     if let Device::Cuda(cuda) = &device {
-        cuda.set_autotune(!args.no_autotune);
+        cuda.set_autotune(args.autotune);
     }
     Ok((device, chosen))
 }

@@ -131,12 +131,10 @@ const FORWARD_NEIGHBOURS: [HopperTile; 8] = [
     shared(tile(2, 128, 1, 1), 1, 2),
     shared(tile(2, 128, 1, 1), 2, 1),
 ];
-const DX_NEIGHBOURS: [HopperTile; 8] = [
+const DX_NEIGHBOURS: [HopperTile; 6] = [
     tile(2, 128, 4, 1),
     tile(2, 64, 1, 1),
     tile(2, 64, 4, 1),
-    tile(1, 64, 2, 2),
-    tile(1, 128, 2, 2),
     tall(tile(2, 128, 1, 1)),
     shared(tile(2, 256, 1, 1), 1, 2),
     shared(tile(2, 128, 1, 1), 2, 1),
@@ -205,9 +203,14 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
             tile(1, 64, 2, 2),
             tile(1, 64, 4, 1),
         ],
-        Precision::Bf16 | Precision::Fp32 => {
-            &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 2, 2), tile(1, 64, 4, 1)]
-        }
+        Precision::Bf16 | Precision::Fp32 => &[
+            tile(2, 256, 1, 1),
+            tile(2, 128, 1, 1),
+            tile(2, 64, 1, 1),
+            tile(1, 64, 1, 2),
+            tile(1, 64, 2, 2),
+            tile(1, 64, 4, 1),
+        ],
     };
     candidates(chip, precision, (tiles, &FORWARD_NEIGHBOURS), (2 * hidden, batch), &[inputs])
 }
@@ -306,6 +309,7 @@ mod tests {
         let shape = |tiles: Vec<HopperTile>| (tiles[0].rows(), tiles[0].cols, tiles[0].splits);
         let forward = |precision, batch, width| shape(forward(Chip::H200, precision, batch, width, width));
         assert_eq!(forward(Precision::Bf16, 64, 2048), (64, 64, 2));
+        assert_eq!(forward(Precision::Bf16, 64, 4096), (64, 64, 1));
         assert_eq!(forward(Precision::Bf16, 256, 2048), (128, 64, 1));
         assert_eq!(forward(Precision::Bf16, 1024, 4096), (128, 256, 1));
         assert_eq!(forward(Precision::Tf32, 256, 2048), (128, 128, 2));

@@ -239,7 +239,12 @@ pub fn backward_dx(
     // still share it.
     let whole_chip = cuda.chip().multiprocessors / tile.cluster();
     let wanted = phase_2.max(if saved.is_some() { whole_chip } else { phase_1 });
-    let resident = cuda.resident_blocks(&configuration, NAME, grid(cuda, tile, wanted))? / tile.cluster();
+    let mut resident = cuda.resident_blocks(&configuration, NAME, grid(cuda, tile, wanted))? / tile.cluster();
+    // Of tiles that fit a multiprocessor twice one is counted: launches of 64 clusters of four such blocks, where the driver
+    // counts 66, were seen to wait for each other for ever, now and then.
+    if tile.blocks > 1 {
+        resident = resident.min(whole_chip);
+    }
     // SAFETY: the arguments are the kernel's; shapes were checked; the counters are zero before and after; all blocks run at
     // once.
     unsafe {

@@ -1,8 +1,8 @@
 //! Which tile a kernel is launched with: what rules say, or what was measured to be faster on this GPU.
 //!
 //! A launch names its [`Problem`] and its candidates, the rules' choice first, and how to try one ([`Cuda::tile`]); a new
-//! kernel is tuned from there on. Trying happens in [`Cuda::prepare`] alone, when a plan comes upon a problem that is not
-//! known: every candidate is compiled, its results compared with those of the rules' choice, then timed (`trial.rs`). The
+//! kernel is tuned from there on. Trying happens where it was asked for ([`Cuda::set_autotune`]), in [`Cuda::prepare`] alone,
+//! when a plan comes upon a problem that is not known: every candidate is compiled, its results compared with those of the rules' choice, then timed (`trial.rs`). The
 //! choice (`pick.rs`) is kept on disk (`store.rs`) and never changes while the program runs. A checkpoint names the tiles that
 //! its run was given, and a resumed run is given the same, whatever the disk remembers: tiles decide the order of sums.
 
@@ -158,7 +158,7 @@ pub(super) struct Tuner {
 impl Tuner {
     fn new(store: Store) -> Tuner {
         Tuner {
-            enabled: true,
+            enabled: false,
             store,
             known: HashMap::new(),
             pinned: BTreeMap::new(),
@@ -253,7 +253,8 @@ impl Cuda {
         candidates[index].clone()
     }
 
-    /// Whether [`Cuda::prepare`] tries tiles that are not known; without it the rules choose.
+    /// Whether [`Cuda::prepare`] tries tiles that are not known, and what the disk remembers is used; without it, as at the
+    /// beginning, the rules choose.
     pub fn set_autotune(&self, enabled: bool) {
         lock(&self.shared.tuner).enabled = enabled;
     }

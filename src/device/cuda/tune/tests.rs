@@ -31,7 +31,7 @@ fn entry(tile: &str) -> Entry {
 
 /// A tuner that keeps its choices in `folder`, as one in a new process.
 fn tuner(folder: &Folder) -> Tuner {
-    Tuner::new(store(folder.path()))
+    Tuner { enabled: true, ..Tuner::new(store(folder.path())) }
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_folder_that_cannot_be_written_is_one_warning_and_the_choice_stays_in_the_pr
     // A file where the folder should be: not even root can write there.
     std::fs::write(folder.join("file"), "").unwrap();
     let candidates = names(&["rule", "other"]);
-    let mut tuner = Tuner::new(store(&folder.join("file/tiles")));
+    let mut tuner = Tuner { enabled: true, ..Tuner::new(store(&folder.join("file/tiles"))) };
     tuner.learn(PROBLEM, &candidates, 1, &entry("other"));
     tuner.learn(Problem { batch: 256, ..PROBLEM }, &candidates, 1, &entry("other"));
     assert_eq!(tuner.choose(PROBLEM, &candidates).0, 1);
