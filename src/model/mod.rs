@@ -124,11 +124,6 @@ impl Mlp {
         })
     }
 
-    /// Its shapes, and how its layers compute.
-    pub fn config(&self) -> &MlpConfig {
-        &self.config
-    }
-
     /// The implementation of its SwiGLU layers.
     pub fn entry(&self) -> &'static Entry {
         self.config.entry
