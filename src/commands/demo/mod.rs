@@ -74,7 +74,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     let width = args.width.unwrap_or(if matches!(device, Device::Cuda(_)) { 2048 } else { 256 });
     let compare = compare_args(&args, width);
     for entry in swiglu::ALL {
-        Footprint::check(&configuration(&compare, entry, &device, Steps::Auto)?, &device)?;
+        Footprint::check(&configuration(&compare, entry, &device, Steps::Launches)?, &device)?;
     }
     let dataset = data::load(&args.data)?;
     let stop = interrupt::watch("stopping")?;
@@ -114,7 +114,7 @@ fn compare_args(args: &DemoArgs, width: u32) -> CompareArgs {
         epochs: args.epochs,
         gates: Gates::Auto,
         precision: args.precision,
-        steps: vec![Steps::Auto],
+        steps: vec![Steps::Launches],
         seed: args.seed,
         peers: None,
         out: None,
@@ -221,7 +221,7 @@ impl Tour<'_> {
     }
 
     fn race(&self) -> Result<Vec<Finished>> {
-        let config = configuration(&self.compare, swiglu::ALL[0], &self.device, Steps::Auto)?;
+        let config = configuration(&self.compare, swiglu::ALL[0], &self.device, Steps::Launches)?;
         self.show(|page| {
             page.text(&format!(
                 "All {} train the same network from the same weights (seed {}), {} images a step, {} epochs each. They \

@@ -74,8 +74,9 @@ pub fn run(
         if stop.load(Ordering::Relaxed) {
             return Err(interrupted());
         }
-        let mut runner =
-            Runner::new(configuration(args, entry, device, Steps::Auto)?, entry, device, dataset, loading)?;
+        // By launches: a later chapter takes a step apart into those of the layer and the rest.
+        let config = configuration(args, entry, device, Steps::Launches)?;
+        let mut runner = Runner::new(config, entry, device, dataset, loading)?;
         // What is compiled and captured for a GPU is no part of the race.
         runner.prepare()?;
         let steps = runner.trainer.steps_per_epoch() * u64::from(args.epochs);
@@ -224,7 +225,7 @@ pub fn standings(page: &mut Page, finished: &[Finished]) {
         page.line(&format!(
             "  {}. {:<18} {} {:6.2} s  {:.2} %{}",
             place + 1,
-            training.name(),
+            training.configuration.swiglu,
             drawn('#', one.train_ms, slowest, 26),
             one.train_ms / 1e3,
             100.0 * accuracy,

@@ -39,7 +39,7 @@ pub fn frozen(page: &mut Page, finished: &[Finished]) {
         let Some(best) = fastest else { continue };
         let accuracy = |of: &Finished| of.training.epochs.last().map_or(0.0, |epoch| 100.0 * epoch.test_accuracy);
         let points = accuracy(one) - accuracy(best);
-        let (name, other) = (one.training.name(), best.training.name());
+        let (name, other) = (&one.training.configuration.swiglu, &best.training.configuration.swiglu);
         page.text(&format!(
             "{name} needs {:.0} % of the time of {other}, the fastest that learns, and ends {:.2} points {} it. \
              Freeze features that are good already; here they are random.",
@@ -75,7 +75,7 @@ impl Pieces {
     /// From times of the layer alone, with a warm cache, and of the step that the race measured. Forward and dWf are
     /// differences of steps with and without them, so that the pieces of the layer add up to its step.
     fn of(one: &Finished, cases: &[Case], keeps: bool) -> Option<Pieces> {
-        let name = one.training.name();
+        let name = &one.training.configuration.swiglu;
         let time = |pass: Pass| {
             let here = |c: &&Case| c.swiglu == *name && c.pass == pass && c.cache == Cache::Warm && c.ok;
             let wanted = if keeps { Gates::Save } else { Gates::Recompute };
