@@ -58,6 +58,9 @@ fn begin(
     let network = config.mlp(device)?;
     config.precision.check(device)?;
     config.steps = args.steps.resolve(device, &network, config.batch_size, config.clip_norm.is_some())?;
+    if args.dry_run {
+        config.steps = Steps::Launches; // a step alone
+    }
     Footprint::check(&config, device)?;
     let model = Mlp::new(network, config.seed)?;
     let dataset = data::load(&args.data)?;

@@ -102,11 +102,12 @@ impl Recorded {
         let last_rows = Rows::At { first: images.len() - rest, count: rest };
 
         cuda.prepare(|| {
-            // A persistent run takes a single step only for `--dry-run`.
-            model.device().lay_out(&log, images)?;
-            step(model, Rows::Next(batch))?;
-            if rest > 0 {
-                step(model, last_rows)?;
+            if !persistent {
+                model.device().lay_out(&log, images)?;
+                step(model, Rows::Next(batch))?;
+                if rest > 0 {
+                    step(model, last_rows)?;
+                }
             }
             for split in [Some(&splits.test), splits.valid.as_ref()].into_iter().flatten() {
                 recorded::evaluate(model, split, eval_acts, eval_batch)?;
