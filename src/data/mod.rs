@@ -35,6 +35,10 @@ pub const CLASSES: usize = 10;
 pub const MEAN: f32 = 0.1307;
 /// Their standard deviation.
 pub const STD: f32 = 0.3081;
+/// What a GPU's kernels make of a pixel's byte: byte * scale + shift, which is (byte / 255 - mean) / deviation.
+pub const PIXEL_SCALE: f32 = 1.0 / (255.0 * STD);
+/// As above.
+pub const PIXEL_SHIFT: f32 = -MEAN / STD;
 
 /// A checked data set.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Mlp, MlpConfig};
 use crate::{
     Error, Kind, Result,
-    data::{CLASSES, MEAN, STD},
+    data::{CLASSES, PIXEL_SCALE, PIXEL_SHIFT},
     device::{
         Device, Images, Precision, SgdStep,
         cuda::{
@@ -263,8 +263,8 @@ impl Persistent {
             Float(sgd.momentum),
             Float(sgd.weight_decay),
             Int(i32::from(sgd.nesterov)),
-            Float(1.0 / (255.0 * STD)),
-            Float(-MEAN / STD),
+            Float(PIXEL_SCALE),
+            Float(PIXEL_SHIFT),
             Int(int(images.len())?),
             Int(int(batch)?),
             Int(int(inputs)?),

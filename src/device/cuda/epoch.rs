@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Kind, Result,
-    data::{MEAN, PIXELS, STD},
+    data::{MEAN, PIXEL_SCALE, PIXEL_SHIFT, PIXELS, STD},
     device::Precision,
 };
 
@@ -116,8 +116,8 @@ impl Cuda {
             Int(int(PIXELS)?),
             Int(int(pitch(epoch.images))?),
             Int(int(factors)?),
-            Float(1.0 / (255.0 * STD)),
-            Float(-MEAN / STD),
+            Float(PIXEL_SCALE),
+            Float(PIXEL_SHIFT),
             Float(LARGEST),
         ];
         let grid = Grid::new(epoch.images.div_ceil(32) * PIXELS.div_ceil(32), 256, 0);

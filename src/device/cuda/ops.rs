@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Error, Kind, Result,
-    data::{MEAN, PIXELS, STD},
+    data::{PIXEL_SCALE, PIXEL_SHIFT, PIXELS},
     device::{Layout, Rows, SgdStep},
     tensor::{Param, Tensor},
 };
@@ -111,7 +111,6 @@ impl Cuda {
             }
         };
         let configuration = self.configuration("batch_gather.cu", true, &[]);
-        let scale = 1.0 / (255.0 * STD);
         let args = [
             Pointer(images.pointer()),
             Pointer(labels.pointer()),
@@ -121,8 +120,8 @@ impl Cuda {
             Pointer(labels_out.pointer()),
             Int(int(count)?),
             Int(int(PIXELS)?),
-            Float(scale),
-            Float(-MEAN / STD),
+            Float(PIXEL_SCALE),
+            Float(PIXEL_SHIFT),
         ];
         let blocks = (count * PIXELS.div_ceil(4)).div_ceil(256);
         // SAFETY: the arguments are the kernel's; indices were checked (`Listed`) or are a permutation (the log's order).

@@ -207,6 +207,23 @@ impl TrainingCase {
         errors
     }
 
+    fn config(&self, entry: &'static Entry, device: &Device, precision: Precision, gates: Gates) -> MlpConfig {
+        let Dims { inputs, hidden, .. } = self.dims;
+        MlpConfig {
+            entry,
+            layer: LayerConfig { device: device.clone(), inputs, hidden, gates, precision },
+            depth: self.depth,
+        }
+    }
+
+    /// The network before its first step.
+    fn model(&self, config: MlpConfig) -> Result<Mlp> {
+        let mut model = Mlp::zeros(config)?;
+        model.set_weights(&self.weights)?;
+        model.set_velocities(&self.velocities)?;
+        Ok(model)
+    }
+
     /// All steps by an implementation; on a GPU, when `replayed`, from captured graphs.
     ///
     /// # Errors
@@ -219,11 +236,8 @@ impl TrainingCase {
         recipe: &Recipe,
         replayed: bool,
     ) -> Result<Outcome> {
-        let Dims { batch, inputs, hidden } = self.dims;
-        let layer = LayerConfig { device: device.clone(), inputs, hidden, gates, precision };
-        let mut model = Mlp::zeros(MlpConfig { entry, layer, depth: self.depth })?;
-        model.set_weights(&self.weights)?;
-        model.set_velocities(&self.velocities)?;
+        let Dims { batch, inputs, .. } = self.dims;
+        let mut model = self.model(self.config(entry, device, precision, gates))?;
         let images = device.images(self.images.clone())?;
         let mut acts = model.activations(batch, Pass::Training)?;
         let mut step = |acts: &mut Activations, rows: Rows<'_>, lr: f32| -> Result<f32> {
@@ -256,16 +270,13 @@ impl TrainingCase {
         (precision, gates): (Precision, Gates),
         recipe: &Recipe,
     ) -> Result<Option<Outcome>> {
-        let Dims { batch, inputs, hidden } = self.dims;
+        let batch = self.dims.batch;
         let device = Device::Cuda(cuda.clone());
-        let layer = LayerConfig { device: device.clone(), inputs, hidden, gates, precision };
-        let config = MlpConfig { entry, layer, depth: self.depth };
+        let config = self.config(entry, &device, precision, gates);
         if Steps::Auto.resolve(&device, &config, batch, recipe.clip_norm.is_some())? != Steps::Persistent {
             return Ok(None);
         }
-        let mut model = Mlp::zeros(config)?;
-        model.set_weights(&self.weights)?;
-        model.set_velocities(&self.velocities)?;
+        let mut model = self.model(config)?;
         let (images, steps) = (device.images(self.images.clone())?, self.order.len().div_ceil(batch));
         let log = Log::new(cuda.context(), self.rates.len(), self.order.len())?;
         let cuda = cuda.with_precision(precision);
