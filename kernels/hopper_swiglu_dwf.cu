@@ -10,7 +10,7 @@
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
 // (2B, D) fp16, box (64, 64), and `scale` (B).
 // Grid: ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1.
-#include "hopper_product.cuh"
+#include "hopper_over_batch.cuh"
 
 static_assert(CLUSTER == 1, "a block owns its tile");
 
@@ -31,20 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
             for (int tile = 0; tile < tiles; tile++)
-                feed(ring, [&](u32 a, u32 b, u32 full) {
-                    const int k = tile * K_TILE;
-                    constexpr int WIDE = PRECISION == 2 ? 64 : 32;
-#pragma unroll
-                    for (int block = 0; block < ROWS / WIDE; block++) tma_load(a + block * (K_TILE * 128), dgrad, full, row0 + block * WIDE, k);
-                    if (PRECISION == 1) {
-                        tma_load(b, x, full, k, col0);
-                    } else {
-#pragma unroll
-                        for (int plane = 0; plane < PLANES; plane++)
-#pragma unroll
-                            for (int block = 0; block < COLS / 64; block++) tma_load(b + plane * (COLS * 128) + block * (64 * 128), x, full, col0 + block * 64, k + plane * batch);
-                    }
-                });
+                feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, row0, col0, 0, batch); });
         }
     } else {
         become_multiplier();

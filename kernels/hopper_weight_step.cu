@@ -23,7 +23,7 @@
 // `first`, or, where `step` is given, at `first` + *step * B. `bias` and `bias_velocity` (rows), or null.
 // Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
 // copies) before the ring, STATE_SLOTS * 24 after it.
-#include "hopper_product.cuh"
+#include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
 #include "sgd.cuh"
 
@@ -127,20 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             const int image0 = first + (step ? (int)*step * batch : 0);
             each_tile(rows, cols, [&](int row0, int col0) {
                 for (int tile = 0; tile < tiles; tile++)
-                    feed(ring, [&](u32 a, u32 b, u32 full) {
-                        const int k = tile * K_TILE;
-                        constexpr int A_WIDE = PRECISION == 2 ? 64 : 32;
-#pragma unroll
-                        for (int block = 0; block < ROWS / A_WIDE; block++) tma_load(a + block * (K_TILE * 128), dgrad, full, row0 + block * A_WIDE, k);
-                        if (PRECISION == 1) {
-                            tma_load(b, x, full, image0 + k, col0);
-                        } else {
-#pragma unroll
-                            for (int plane = 0; plane < PLANES; plane++)
-#pragma unroll
-                                for (int block = 0; block < COLS / 64; block++) tma_load(b + plane * (COLS * 128) + block * (64 * 128), x, full, col0 + block * 64, image0 + k + plane * x_rows);
-                        }
-                    });
+                    feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, row0, col0, image0, x_rows); });
             });
             let_next_start();
         } else if (warp == 1 && alone) {
