@@ -1,7 +1,7 @@
 //! `eval`: a checkpoint on the test images. Accuracy, loss, confusion matrix, and the time of inference: the median of
 //! several passes after one that is not counted.
 
-use std::time::Instant;
+use std::{borrow::Cow, time::Instant};
 
 use serde::Serialize;
 
@@ -48,7 +48,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         load::network(&args.checkpoint, args.swiglu.as_deref(), args.precision, &device)?;
     let dataset = data::load(&args.data)?;
     let labels = dataset.test.labels.clone();
-    let images = device.images(dataset.test)?;
+    let images = device.images(Cow::Owned(dataset.test))?;
     let batch = (args.batch_size as usize).min(images.len());
     let mut acts = model.activations(batch, Pass::Inference)?;
 

@@ -3,6 +3,7 @@
 mod recorded;
 
 use std::{
+    borrow::Cow,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -52,10 +53,20 @@ impl Splits {
             0 => (train, None),
             count => {
                 let (train, held) = crate::data::hold_out(train, count, seed)?;
-                (train, Some(device.images(held)?))
+                (train, Some(device.images(Cow::Owned(held))?))
             }
         };
-        Ok(Splits { train: device.images(train)?, valid: held, test: device.images(test)? })
+        let (train, test) = (device.images(Cow::Owned(train))?, device.images(Cow::Owned(test))?);
+        Ok(Splits { train, valid: held, test })
+    }
+
+    /// All of `dataset` on the device, for one of several trainings.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn shared(device: &Device, dataset: &Dataset) -> Result<Splits> {
+        let images = |split| device.images(Cow::Borrowed(split));
+        Ok(Splits { train: images(&dataset.train)?, valid: None, test: images(&dataset.test)? })
     }
 }
 
