@@ -219,7 +219,7 @@ impl Runner {
             Some(checkpoint) => {
                 let mut model = Mlp::zeros(self.config.mlp(device)?)?;
                 model.set_weights(&checkpoint.weights)?;
-                device.install(|| mistakes::of(&mut model, &dataset.test))?
+                mistakes::of(&mut model, &dataset.test)?
             }
             None => Default::default(),
         };
