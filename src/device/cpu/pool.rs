@@ -3,7 +3,7 @@
 //! A step of training is some fifteen regions of 5 to 100 us, one after the other. A pool made for longer tasks lets threads
 //! sleep between two regions, and waking fifteen of them takes as long as a region. Here the caller is one of the threads, and
 //! the others watch one word for the next region: first without a pause, then giving way to other threads, and only after
-//! [`PATIENCE`] do they sleep. A region begins when the caller changes that word, and ends when all its tasks are done: a thread
+//! `PATIENCE` do they sleep. A region begins when the caller changes that word, and ends when all its tasks are done: a thread
 //! that comes late, because it slept or something else runs on its core, is not waited for.
 //!
 //! Tasks are dealt out beforehand, each thread the same consecutive ones each time, so that a thread finds in its cache the

@@ -112,7 +112,7 @@ fn pack_rows(a: &[f32], depth: usize, part: Range<usize>, first: usize, rows: us
     }
 }
 
-/// Packs `rows` rows of a row-major matrix with `depth` columns, from row `first`, into consecutive panels of [`pack_rows`].
+/// Packs `rows` rows of a row-major matrix with `depth` columns, from row `first`, into consecutive panels of `pack_rows`.
 pub fn pack_panels(cpu: &Cpu, a: &[f32], depth: usize, first: usize, rows: usize, panels: &mut [f32]) {
     let (width, parts) = (cpu.isa().panel(), depth.div_ceil(PACK_PART));
     let out = SharedMut::new(panels);
