@@ -1,13 +1,15 @@
-//! `cargo bench`: the library GEMM at the shapes of a training step, the stem, and the four implementations' forward and backward.
+//! `cargo bench`: parallel regions, the library GEMM at the shapes of a training step, the stem, and the four implementations' forward and backward.
 //!
 //! Times are wall clock on the threads that `RAYON_NUM_THREADS` gives, over random operands. Each implementation is
 //! checked against the f64 reference before it is timed.
 
 use std::hint::black_box;
 
+use rayon::prelude::*;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mnist_swiglu::{
-    device::{Device, Layout, SgdStep},
+    device::{Device, Layout, SgdStep, cpu::Cpu},
     measure::check::{Case, check_layer, gates_of},
     rng::{Purpose, normal},
     swiglu::{self, GateUp, LayerConfig, Pass, Precision, WeightGrad, reference::Dims, reference::Operands},
@@ -24,6 +26,43 @@ const PRODUCTS: [(&str, Layout, usize, usize, usize); 6] = [
     ("wide forward", Layout::Nt, 64, 2048, 2048),
 ];
 
+/// What a parallel region costs that has nothing to do, and one whose tasks take 1 us each, a task and eight tasks a thread; the
+/// pool of this program beside rayon's.
+fn regions(criterion: &mut Criterion) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let busy = |_| {
+        // A chain of dependent products: about a microsecond.
+        black_box((0..400).fold(black_box(1.0_f32), |x, _| x * 0.999 + 0.001));
+    };
+    for threads in [2, 4, 8, 16, 32].into_iter().filter(|&threads| threads <= cores) {
+        let cpu = Cpu::new(Some(threads)).expect("a CPU");
+        let rayon = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let mut group = criterion.benchmark_group(format!("region, {threads} threads"));
+        group.bench_function("empty", |bencher| {
+            bencher.iter(|| {
+                cpu.for_each(threads, |i| {
+                    black_box(i);
+                })
+            })
+        });
+        group.bench_function("empty, rayon", |bencher| {
+            rayon.install(|| {
+                bencher.iter(|| {
+                    (0..threads).into_par_iter().with_max_len(1).for_each(|i| {
+                        black_box(i);
+                    })
+                })
+            });
+        });
+        for tasks in [threads, 8 * threads] {
+            group.bench_function(format!("{tasks} x 1 us"), |bencher| bencher.iter(|| cpu.for_each(tasks, busy)));
+            group.bench_function(format!("{tasks} x 1 us, rayon"), |bencher| {
+                rayon.install(|| bencher.iter(|| (0..tasks).into_par_iter().with_max_len(1).for_each(busy)));
+            });
+        }
+    }
+}
+
 fn gemm(criterion: &mut Criterion) {
     let device = Device::open("cpu", None).expect("a CPU").0;
     let mut group = criterion.benchmark_group("gemm");
@@ -39,7 +78,7 @@ fn gemm(criterion: &mut Criterion) {
         // Elements a second are floating-point operations a second.
         group.throughput(Throughput::Elements((2 * m * n * k) as u64));
         group.bench_function(BenchmarkId::new(name, format!("{m}x{n}x{k}")), |bencher| {
-            device.install(|| bencher.iter(|| device.gemm(layout, &a, &b, 0.0, black_box(&mut c)).expect("a product")));
+            bencher.iter(|| device.gemm(layout, &a, &b, 0.0, black_box(&mut c)).expect("a product"));
         });
     }
 }
@@ -56,11 +95,10 @@ fn stem(criterion: &mut Criterion) {
         let (x, mut y) = (random(batch, inputs, 2).expect("x"), device.zeros(batch, outputs).expect("y"));
         group.throughput(Throughput::Elements((2 * batch * inputs * outputs) as u64));
         group.bench_function(BenchmarkId::new("library", batch), |bencher| {
-            device
-                .install(|| bencher.iter(|| device.gemm(Layout::Nt, &x, &w.value, 0.0, black_box(&mut y)).expect("y")));
+            bencher.iter(|| device.gemm(Layout::Nt, &x, &w.value, 0.0, black_box(&mut y)).expect("y"));
         });
         group.bench_function(BenchmarkId::new("own", batch), |bencher| {
-            device.install(|| bencher.iter(|| device.linear(&x, &w, &bias, black_box(&mut y)).expect("y")));
+            bencher.iter(|| device.linear(&x, &w, &bias, black_box(&mut y)).expect("y"));
         });
     }
 }
@@ -95,15 +133,13 @@ fn layers(criterion: &mut Criterion) {
                     let dwf = if entry.trains_weight { WeightGrad::Step(&step) } else { WeightGrad::Skip };
                     let id = BenchmarkId::new(entry.name, format!("{gates:?}").to_lowercase());
                     group.bench_function(id, |bencher| {
-                        device.install(|| {
-                            bencher.iter(|| {
-                                if pass == "forward" {
-                                    layer.forward(&x, &mut z, Pass::Inference).expect("forward");
-                                } else {
-                                    layer.forward(&x, &mut z, Pass::Training).expect("forward");
-                                    layer.backward(&x, &dz, Some(&mut dx), dwf).expect("backward");
-                                }
-                            });
+                        bencher.iter(|| {
+                            if pass == "forward" {
+                                layer.forward(&x, &mut z, Pass::Inference).expect("forward");
+                            } else {
+                                layer.forward(&x, &mut z, Pass::Training).expect("forward");
+                                layer.backward(&x, &dz, Some(&mut dx), dwf).expect("backward");
+                            }
                         });
                     });
                 }
@@ -115,6 +151,6 @@ fn layers(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).warm_up_time(std::time::Duration::from_millis(300)).measurement_time(std::time::Duration::from_secs(1));
-    targets = gemm, stem, layers
+    targets = regions, gemm, stem, layers
 }
 criterion_main!(benches);

@@ -387,7 +387,7 @@ pub struct BenchArgs {
     pub seed: u64,
     /// Measure peers on the same work after our own cases: all that are installed, or those named
     ///
-    /// PyTorch with Liger-Kernel, torch.compile and the bare product, with python3, or what the environment variable
+    /// PyTorch with Liger-Kernel, torch.compile, the bare product and QuACK, with python3, or what the environment variable
     /// MNIST_SWIGLU_PYTHON names. What is not installed is left out, unless it was named. Nothing is downloaded.
     #[arg(long, value_enum, num_args = 0.., value_name = "NAME,..", value_delimiter = ',')]
     pub peers: Option<Vec<Peer>>,

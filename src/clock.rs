@@ -1,6 +1,49 @@
-//! The date and time in UTC, as people write them. Civil dates need a few lines of arithmetic, not a dependency.
+//! The date and time in UTC, as people write them, and when this process began. Civil dates need a few lines of arithmetic,
+//! not a dependency.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// When this process began, as the system has it: before the loader and the flags, so that a time since then is one that the
+/// user waits. Where the system does not tell (elsewhere than on Linux), the moment at which this is first asked.
+///
+/// Linux counts in hundredths of a second and rounds down, so times since then are up to 10 ms too long, never too short.
+pub fn process_began() -> Instant {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    *BEGAN.get_or_init(|| {
+        let now = Instant::now();
+        process_age().and_then(|age| now.checked_sub(age)).unwrap_or(now)
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn process_age() -> Option<Duration> {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes one timespec, which is ours. This clock runs while the machine sleeps, as that of process starts does.
+    if unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) } != 0 {
+        return None;
+    }
+    let now = Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?);
+    // SAFETY: it reads a constant of the system.
+    let ticks_per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok()?;
+    let began = start_ticks(&std::fs::read_to_string("/proc/self/stat").ok()?)?;
+    now.checked_sub(Duration::from_millis(began.checked_mul(1000)?.checked_div(ticks_per_second)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn process_age() -> Option<Duration> {
+    None
+}
+
+/// The start of a process in ticks since the machine's, from the text of /proc/PID/stat: its 22nd field. The second is the
+/// program's name in brackets, which may hold blanks and brackets itself.
+#[cfg(any(target_os = "linux", test))]
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok().filter(|&ticks| ticks > 0)
+}
 
 /// `2026-11-22T15:56:47Z`.
 pub fn rfc3339(time: SystemTime) -> String {
@@ -33,9 +76,25 @@ fn civil(time: SystemTime) -> ([u64; 3], [u64; 3]) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn the_start_is_the_22nd_field_whatever_the_program_is_called() {
+        let stat = "8889 (a (b) c) R 8840 8840 5433 0 -1 4194304 104 0 0 0 3 1 0 0 20 0 1 0 1713671 2998272 413 1 2";
+        assert_eq!(start_ticks(stat), Some(1_713_671));
+        assert_eq!(start_ticks("8889 (head) R 8840"), None);
+        assert_eq!(start_ticks(&stat.replace("1713671", "0")), None, "a system that does not tell");
+    }
+
+    #[test]
+    fn the_process_began_before_anybody_asked_and_not_long_before_this_test() {
+        let (asked, first, second) = (Instant::now(), process_began(), process_began());
+        assert_eq!(first, second);
+        assert!(first <= asked.max(first) && first.elapsed() < Duration::from_secs(3600));
+        if cfg!(target_os = "linux") {
+            assert!(first < asked, "the system tells it");
+        }
+    }
 
     #[test]
     fn known_moments_read_as_they_should() {

@@ -4,6 +4,8 @@
   torch          two F.linear and Liger-Kernel's gate kernel (on a CPU, where that does not run, F.silu(g) * u)
   torch-compile  torch.compile of one packed F.linear, silu(gate) * up
   gemm           the packed product alone, no gate: what a gate that costs nothing would leave (forward only)
+  quack          QuACK's product with the gate in its epilogue (forward only; bf16 on Hopper or Blackwell), tuned by its own
+                 autotuner; its packed weight has gate and up rows in turn
 
 Passes: forward (x to z), step-dx (forward and dx: frozen weights), step (forward, dx and the weights' gradients).
 Random normal inputs, weights scaled by D^-1/2. Every case is compared with float64 before it is timed; a wrong one has an
@@ -94,7 +96,7 @@ def main():
     versions = {"torch": torch.__version__}
     if cuda and not torch.cuda.is_available():
         common.missing("torch with CUDA", "torch.cuda.is_available() is False")
-    wanted = [name for name in (args.peer or "torch,torch-compile,gemm").split(",") if name]
+    wanted = [name for name in (args.peer or "torch,torch-compile,gemm,quack").split(",") if name]
     gate_of = lambda g, u: F.silu(g) * u
     name = "PyTorch " + torch.__version__.split("+")[0]
     liger_name = name
@@ -112,11 +114,24 @@ def main():
             except Exception as error:
                 common.say(missing="liger-kernel", why=" ".join(str(error).split())[:300])
                 wanted.remove("torch")
-    elif args.threads:
-        torch.set_num_threads(args.threads)
+        if "quack" in wanted:
+            try:
+                import importlib.metadata
+                from quack.gemm_interface import gemm_gated
+                versions["quack-kernels"] = importlib.metadata.version("quack-kernels")
+            except Exception as error:
+                common.say(missing="quack-kernels", why=" ".join(str(error).split())[:300])
+                wanted.remove("quack")
+    else:
+        if "quack" in wanted:
+            common.say(skipped="QuACK has no kernels for a CPU")
+            wanted.remove("quack")
+        if args.threads:
+            torch.set_num_threads(args.threads)
     sampler = (lambda call: device_sampler(torch, call)) if cuda else wall_sampler
     gpu = torch.cuda.get_device_name(args.device) if cuda else None
-    titles = {"torch": liger_name, "torch-compile": name + ", torch.compile", "gemm": name + ", packed product alone"}
+    titles = {"torch": liger_name, "torch-compile": name + ", torch.compile", "gemm": name + ", packed product alone",
+              "quack": "QuACK " + versions.get("quack-kernels", "")}
 
     def packed(x, w):
         gate, up = F.linear(x, w).chunk(2, dim=1)
@@ -132,6 +147,12 @@ def main():
             call = lambda: F.linear(x, w)
             return call, error(call(), F.linear(x.double(), w.double()))
         half = len(w) // 2
+        if peer == "quack":
+            in_turn = torch.stack([w[:half], w[half:]], dim=1).flatten(0, 1)  # gate row 0, up row 0, gate row 1, ...
+            z = torch.empty(len(x), half, dtype=x.dtype, device=x.device)
+            call = lambda: gemm_gated(x, in_turn.t(), activation="swiglu", store_preact=False, postact_out=z)
+            call()  # tunes
+            return call, error(z, want[0])
         weights = [w] if peer == "torch-compile" else [w[:half].contiguous(), w[half:].contiguous()]
         if peer == "torch-compile":
             torch._dynamo.reset()  # each shape compiled for itself
@@ -168,7 +189,9 @@ def main():
                 shape = f"{work}, {precision}, B,D,H = {batch},{inputs},{hidden}"
                 ready = []
                 for peer in wanted:
-                    if peer == "gemm" and work != "forward":
+                    if peer in ("gemm", "quack") and work != "forward":
+                        continue
+                    if peer == "quack" and precision != "bf16":
                         continue
                     try:
                         with torch.set_grad_enabled(work != "forward"):

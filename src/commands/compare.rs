@@ -13,7 +13,8 @@ use super::{bench::FOLDER, interrupt, out, peers};
 use crate::{
     Error, Kind, Result,
     cli::{CompareArgs, Preset},
-    data::{self, Dataset},
+    clock::process_began,
+    data::{Dataset, Loading},
     device::Device,
     measure::{
         memory::Watch,
@@ -58,7 +59,8 @@ pub(super) struct Runner {
 /// # Errors
 /// When the data is missing, training diverges, or the user stops it; what was measured stays.
 pub fn run(args: CompareArgs) -> Result<()> {
-    let started = Instant::now();
+    let started = process_began();
+    let loading = Loading::start(&args.data); // beside the opening of the device
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
     args.precision.check(&device)?;
     let entries = match args.swiglu.as_slice() {
@@ -66,7 +68,8 @@ pub fn run(args: CompareArgs) -> Result<()> {
         names => names.iter().map(|name| swiglu::find(name)).collect::<Result<_>>()?,
     };
     let wanted = peers::wanted(args.peers.as_deref(), "compare", SCRIPTS)?;
-    let dataset = data::load(&args.data)?;
+    let configurations = configurations(&args, &entries, &device)?;
+    let dataset = loading.finish()?;
     let stop = interrupt::watch("stopping after this epoch; the epochs so far are kept")?;
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from(FOLDER));
     let mut writer = Writer::append(&folder, FILE, Origin::of(&device))?;
@@ -74,7 +77,6 @@ pub fn run(args: CompareArgs) -> Result<()> {
         out::print_line(&format!("device: {chosen}"))?;
     }
 
-    let configurations = configurations(&args, &entries, &device)?;
     let mut runners: Vec<Runner> = Vec::new();
     let epochs = args.epochs;
     let shared = started.elapsed();
@@ -164,7 +166,7 @@ impl Runner {
         let begin = Instant::now();
         Footprint::check(&config, device)?;
         let model = Mlp::new(config.mlp(device)?, config.seed)?;
-        let splits = Splits::new(device, dataset.clone(), 0, config.seed)?;
+        let splits = Splits::shared(device, dataset)?;
         let trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), Instant::now())?;
         Ok(Runner {
             entry,
@@ -217,7 +219,7 @@ impl Runner {
             Some(checkpoint) => {
                 let mut model = Mlp::zeros(self.config.mlp(device)?)?;
                 model.set_weights(&checkpoint.weights)?;
-                device.install(|| mistakes::of(&mut model, &dataset.test))?
+                mistakes::of(&mut model, &dataset.test)?
             }
             None => Default::default(),
         };

@@ -1,7 +1,7 @@
 //! `eval`: a checkpoint on the test images. Accuracy, loss, confusion matrix, and the time of inference: the median of
 //! several passes after one that is not counted.
 
-use std::time::Instant;
+use std::{borrow::Cow, time::Instant};
 
 use serde::Serialize;
 
@@ -48,37 +48,35 @@ pub fn run(args: EvalArgs) -> Result<()> {
         load::network(&args.checkpoint, args.swiglu.as_deref(), args.precision, &device)?;
     let dataset = data::load(&args.data)?;
     let labels = dataset.test.labels.clone();
-    let images = device.images(dataset.test)?;
+    let images = device.images(Cow::Owned(dataset.test))?;
     let batch = (args.batch_size as usize).min(images.len());
     let mut acts = model.activations(batch, Pass::Inference)?;
 
-    let (tally, confusion, infer_ms) = device.install(|| {
-        let confusion = model.confusion(&images, &labels, &mut acts, batch)?;
-        // One pass that is not counted, then those that are.
-        let mut times = Vec::new();
-        let mut tally = Tally::default();
-        match model.device().clone() {
-            Device::Cpu(_) => {
-                for _ in 0..=args.repeat {
-                    let begin = Instant::now();
-                    tally = model.evaluate(&images, batch, &mut acts)?;
-                    times.push(begin.elapsed().as_secs_f64() * 1e3);
-                }
-            }
-            Device::Cuda(cuda) => {
-                cuda.prepare(|| recorded::evaluate(&mut model, &images, &mut acts, batch))?;
-                let pass = Evaluation::new(&cuda, &mut model, &images, &mut acts, batch)?;
-                for _ in 0..=args.repeat {
-                    let (pass, ms) = pass.run()?;
-                    tally = pass;
-                    times.push(ms);
-                }
+    let confusion = model.confusion(&images, &labels, &mut acts, batch)?;
+    // One pass that is not counted, then those that are.
+    let mut times = Vec::new();
+    let mut tally = Tally::default();
+    match model.device().clone() {
+        Device::Cpu(_) => {
+            for _ in 0..=args.repeat {
+                let begin = Instant::now();
+                tally = model.evaluate(&images, batch, &mut acts)?;
+                times.push(begin.elapsed().as_secs_f64() * 1e3);
             }
         }
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
-        Ok::<_, Error>((tally, confusion, times[times.len() / 2]))
-    })?;
+        Device::Cuda(cuda) => {
+            cuda.prepare(|| recorded::evaluate(&mut model, &images, &mut acts, batch))?;
+            let pass = Evaluation::new(&cuda, &mut model, &images, &mut acts, batch)?;
+            for _ in 0..=args.repeat {
+                let (pass, ms) = pass.run()?;
+                tally = pass;
+                times.push(ms);
+            }
+        }
+    }
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    let infer_ms = times[times.len() / 2];
     let report = Report {
         event: "eval",
         checkpoint: path.display().to_string(),

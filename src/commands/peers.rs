@@ -118,7 +118,10 @@ mod tests {
     fn peers_are_those_of_the_command_or_those_named() {
         let bench = [Script::TorchLayer];
         assert!(wanted(None, "bench", &bench).unwrap().is_empty());
-        assert_eq!(wanted(Some(&[]), "bench", &bench).unwrap(), [Peer::Torch, Peer::TorchCompile, Peer::Gemm]);
+        assert_eq!(
+            wanted(Some(&[]), "bench", &bench).unwrap(),
+            [Peer::Torch, Peer::TorchCompile, Peer::Gemm, Peer::Quack]
+        );
         assert_eq!(wanted(Some(&[Peer::Gemm]), "bench", &bench).unwrap(), [Peer::Gemm]);
         let error = wanted(Some(&[Peer::Jax]), "bench", &bench).unwrap_err();
         assert!(error.to_string().contains("jax") && error.hint_text().unwrap().contains("torch-compile"), "{error}");

@@ -1,5 +1,7 @@
 //! `predict`: which digit a picture shows, or a test image of the data set.
 
+use std::borrow::Cow;
+
 use super::{
     load, out,
     predict_output::{self, Prediction, Source, Style},
@@ -51,7 +53,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
 
     if !images.is_empty() {
         let split = Split { images: images.iter().flat_map(|i| i.pixels).collect(), labels: vec![0; images.len()] };
-        let split = device.images(split)?;
+        let split = device.images(Cow::Owned(split))?;
         let batch = images.len().min(256);
         let mut acts = model.activations(batch, Pass::Inference)?;
         let probabilities = model.probabilities(&split, &mut acts, batch)?;

@@ -1,13 +1,20 @@
 //! `train`: a new run, or one that goes on. Reads the data, makes or loads the network, trains, and leaves a run's folder
 //! with configuration, metrics, checkpoint and chart.
 
-use std::{fs::File, io::Write, path::Path, sync::atomic::AtomicBool, time::Instant};
+use std::{
+    fs::File,
+    io::{Stderr, Stdout},
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
 use super::{interrupt, train_output::TrainOutput};
 use crate::{
     Error, Kind, Result,
     cli::TrainArgs,
-    data,
+    clock::process_began,
+    data::{self, Loading},
     device::Device,
     model::{
         Mlp,
@@ -35,25 +42,37 @@ const EPOCHS: u32 = 5;
 /// # Errors
 /// When something asked for is not there, training diverges, or the user stops it ([`Kind::Interrupted`]).
 pub fn run(args: TrainArgs) -> Result<()> {
-    let started = Instant::now();
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
-    let mut output = TrainOutput::new(args.quiet, args.json);
-    output.on_message(&format!("device: {chosen}"));
-    let stop = interrupt::watch("stopping after this step and saving")?;
+    process_began(); // asked for now, where the system does not tell
     match &args.resume {
-        Some(dir) => resume(&args, dir, &device, &mut output, &stop, started),
-        None => begin(&args, &device, &mut output, &stop, started),
+        Some(dir) => resume(&args, dir),
+        None => begin(&args),
     }
 }
 
+/// What every run of this process has.
+struct Session {
+    device: Device,
+    output: TrainOutput<Stdout, Stderr>,
+    stop: Arc<AtomicBool>,
+    /// When its device was open.
+    opened: Instant,
+}
+
+fn open(args: &TrainArgs) -> Result<Session> {
+    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let opened = Instant::now();
+    let mut output = TrainOutput::new(args.quiet, args.json);
+    output.on_message(&format!("device: {chosen}"));
+    let stop = interrupt::watch("stopping after this step and saving")?;
+    Ok(Session { device, output, stop, opened })
+}
+
 /// A new run.
-fn begin(
-    args: &TrainArgs,
-    device: &Device,
-    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
-    stop: &AtomicBool,
-    started: Instant,
-) -> Result<()> {
+fn begin(args: &TrainArgs) -> Result<()> {
+    // Its data are read beside the opening of the device and the drawing of the weights.
+    let loading = Loading::start(&args.data);
+    let mut session = open(args)?;
+    let Session { device, output, .. } = &mut session;
     let mut config = configuration(args, device);
     let network = config.mlp(device)?;
     config.precision.check(device)?;
@@ -63,7 +82,7 @@ fn begin(
     }
     Footprint::check(&config, device)?;
     let model = Mlp::new(network, config.seed)?;
-    let dataset = data::load(&args.data)?;
+    let dataset = loading.finish()?;
     let splits = Splits::new(device, dataset, config.validation, config.seed)?;
     if !model.entry().trains_weight {
         output.on_message(&format!(
@@ -74,27 +93,22 @@ fn begin(
     if config.clip_norm.is_some() {
         output.on_message("--clip-norm: gradients are kept until their norm is known, so SGD is not fused into the kernels that make them");
     }
-    let mut trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), started)?;
+    let mut trainer = Trainer::new(config.clone(), model, splits, Position::default(), Vec::new(), process_began())?;
     if args.dry_run {
         let outcome = trainer.dry_run()?;
         return output.dry_run(&trainer.start_event(), &outcome);
     }
-    prepare(device, &mut trainer, output)?;
+    prepare(&mut session, &mut trainer)?;
     let run = RunDir::create(args.out.clone(), &config.swiglu, &config.device)?;
     run.write_config(&config)?;
     let metrics = run.new_metrics()?;
-    finish(args, run, metrics, trainer, output, stop)
+    finish(args, run, metrics, trainer, session)
 }
 
 /// A run that goes on.
-fn resume(
-    args: &TrainArgs,
-    dir: &Path,
-    device: &Device,
-    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
-    stop: &AtomicBool,
-    started: Instant,
-) -> Result<()> {
+fn resume(args: &TrainArgs, dir: &Path) -> Result<()> {
+    let mut session = open(args)?;
+    let Session { device, output, .. } = &mut session;
     let run = RunDir::open(dir)?;
     let Checkpoint { config, position, weights, velocities } = run.load()?;
     let path = run.checkpoint_path();
@@ -150,34 +164,34 @@ fn resume(
     }
     output.on_message(&format!("resuming {} after epoch {}, step {}", dir.display(), position.epoch, position.step));
     let epochs = epochs_of(metrics.events());
-    let mut trainer = Trainer::new(config, model, splits, position, epochs, started)?;
-    prepare(device, &mut trainer, output)?;
-    finish(args, run, metrics, trainer, output, stop)
+    let mut trainer = Trainer::new(config, model, splits, position, epochs, process_began())?;
+    prepare(&mut session, &mut trainer)?;
+    finish(args, run, metrics, trainer, session)
 }
 
 /// On a GPU, what comes before the first epoch and is no part of it: compiled kernels and the captured step.
-fn prepare(
-    device: &Device,
-    trainer: &mut Trainer,
-    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
-) -> Result<()> {
+fn prepare(session: &mut Session, trainer: &mut Trainer) -> Result<()> {
     let Some(ready) = trainer.prepare()? else { return Ok(()) };
     let Ready { compile, capture_ms, launches } = ready;
     let step = match launches {
         Some(launches) => format!("a graph of {launches} launches a step"),
         None => "a launch of hundreds of steps".into(),
     };
-    output.on_message(&format!(
-        "{} kernels ready in {:.0} ms ({} compiled, {} from the cache); {step} ready in {capture_ms:.0} ms",
+    let since_start = |moment: Instant| moment.duration_since(process_began()).as_secs_f64() * 1e3;
+    session.output.on_message(&format!(
+        "{} kernels ready in {:.0} ms ({} compiled, {} from the cache); {step} ready in {capture_ms:.0} ms; \
+         the process began {:.0} ms ago and had its device open after {:.0}",
         compile.modules,
         compile.ms,
         compile.compiled,
-        compile.modules - compile.compiled
+        compile.modules - compile.compiled,
+        since_start(Instant::now()),
+        since_start(session.opened),
     ));
-    if let Device::Cuda(cuda) = device
+    if let Device::Cuda(cuda) = &session.device
         && let Some(warning) = cuda.take_warning()
     {
-        output.on_message(&format!("warning: {warning}"));
+        session.output.on_message(&format!("warning: {warning}"));
     }
     Ok(())
 }
@@ -188,9 +202,9 @@ fn finish(
     run: RunDir,
     mut metrics: crate::train::metrics_log::MetricsLog,
     mut trainer: Trainer,
-    output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
-    stop: &AtomicBool,
+    session: Session,
 ) -> Result<()> {
+    let Session { mut output, stop, .. } = session;
     let metrics_path = run.metrics_path();
     let mut save = |checkpoint: &Checkpoint| {
         // The metrics must not be older than the checkpoint that comes after them.
@@ -200,8 +214,8 @@ fn finish(
         run.save(checkpoint)
     };
     let result = {
-        let mut observer = (&mut metrics, &mut *output);
-        trainer.run(args.log_interval.into(), args.save_interval.into(), &mut observer, stop, &mut save)
+        let mut observer = (&mut metrics, &mut output);
+        trainer.run(args.log_interval.into(), args.save_interval.into(), &mut observer, &stop, &mut save)
     };
     // The chart shows what there is, also of a run that was stopped or diverged.
     let drawn = curves::write(run.path(), &[curves::Run::new(None, metrics.events())]);

@@ -13,6 +13,7 @@ use std::{
     fs, io, panic,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
 
 use mnist::MnistBuilder;
@@ -33,6 +34,41 @@ pub fn load(args: &DataArgs) -> Result<Dataset> {
 /// Finds, checks and reads `dataset`: `mnist`, `fashion` or a directory. `data_dir` is where to look, and nowhere else.
 pub fn load_from(dataset: &str, data_dir: Option<&Path>) -> Result<Dataset> {
     read(find::find(dataset, data_dir)?)
+}
+
+/// A data set that a thread of its own reads, while other things are made ready.
+#[derive(Debug)]
+pub struct Loading {
+    thread: Option<thread::JoinHandle<Result<Dataset>>>,
+}
+
+impl Loading {
+    /// Starts to find, check and read the data set that the command line means.
+    pub fn start(args: &DataArgs) -> Loading {
+        let args = args.clone();
+        Loading { thread: Some(thread::spawn(move || load(&args))) }
+    }
+
+    /// The data set, when it is there.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn finish(mut self) -> Result<Dataset> {
+        match self.thread.take().map(thread::JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => panic::resume_unwind(panic),
+            None => Err(Error::new(Kind::Data, "the data set was taken already")),
+        }
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        // The process may be about to end, on an error elsewhere: the thread must not leave its temporary files behind.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// Checks and reads a data set that was found.

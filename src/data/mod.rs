@@ -22,7 +22,7 @@ mod load;
 pub mod sets;
 mod split;
 
-pub use load::{load, load_from};
+pub use load::{Loading, load, load_from};
 pub use split::{Split, hold_out};
 
 /// Pixels of an image: 28 rows of 28, one byte each, 0 the ground, 255 full ink.

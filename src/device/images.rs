@@ -1,5 +1,7 @@
 //! Images where a device reads them, batches of them, and what is counted over a batch.
 
+use std::borrow::Cow;
+
 use super::{
     Device,
     cpu::ops,
@@ -118,14 +120,17 @@ impl Tally {
 }
 
 impl Device {
-    /// Puts a split where the device reads it.
+    /// Puts a split where the device reads it: a GPU needs only to see it, a CPU keeps it.
     ///
     /// # Errors
     /// When there is no memory for it.
-    pub fn images(&self, split: Split) -> Result<Images> {
-        let count = split.labels.len();
+    pub fn images(&self, split: Cow<'_, Split>) -> Result<Images> {
+        let count = split.len();
         let storage = match self {
-            Device::Cpu(_) => ImageStorage::Cpu { images: split.images, labels: split.labels },
+            Device::Cpu(_) => {
+                let Split { images, labels } = split.into_owned();
+                ImageStorage::Cpu { images, labels }
+            }
             Device::Cuda(cuda) => {
                 let images = cuda.context().allocate(split.images.len())?;
                 let labels = cuda.context().allocate(count)?;

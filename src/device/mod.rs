@@ -121,14 +121,6 @@ impl Device {
         }
     }
 
-    /// Runs `work` where the device's threads are: on the CPU, inside its pool.
-    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match self {
-            Device::Cpu(cpu) => cpu.install(work),
-            Device::Cuda(_) => work(),
-        }
-    }
-
     /// Images of a forward pass when a split of `images` is evaluated.
     pub fn evaluation_batch(&self, images: usize) -> usize {
         match self {

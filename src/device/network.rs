@@ -6,6 +6,7 @@ use super::{
         gemm::{View, gemm},
         linear::linear,
         ops,
+        weight_grad::{Target, linear_step},
     },
     images::{Batch, Labels, Tally},
 };
@@ -87,7 +88,7 @@ impl Device {
         }
     }
 
-    /// The stem's [`Device::linear_backward`]; with a step, on Hopper, by one kernel that keeps no gradient.
+    /// The stem's [`Device::linear_backward`]; with a step, on a CPU and on Hopper, by one kernel that keeps no gradient.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -100,6 +101,17 @@ impl Device {
     ) -> Result<()> {
         let (outputs, inputs) = w.value.shape();
         match (self, step) {
+            (Device::Cpu(cpu), Some(step)) => {
+                dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
+                batch.x.expect("stem backward", "x", dy.rows(), inputs)?;
+                let Param { value, velocity, decays, .. } = w;
+                let velocity = self.velocity(velocity, value.shape())?;
+                let target = Target::Step(step.for_param(*decays), value.cpu_mut()?, velocity.cpu_mut()?);
+                linear_step(cpu, dy.cpu()?, dy.rows(), batch.x.cpu()?, target);
+                let shape = b.value.shape();
+                ops::column_sums(cpu, dy.cpu()?, self.velocity(&mut b.grad, shape)?.cpu_mut()?);
+                self.sgd(step, b)
+            }
             (Device::Cuda(cuda), Some(step)) if cuda.takes_linear(inputs, outputs) => {
                 dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
                 batch.x.expect("stem backward", "x", dy.rows(), inputs)?;

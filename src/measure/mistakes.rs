@@ -1,6 +1,6 @@
 //! What a trained network gets wrong: the confusion matrix, and the images of which it is surest and wrong.
 
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
 
 use crate::{
     Result,
@@ -19,7 +19,7 @@ const KEPT: usize = 12;
 /// # Errors
 /// When the device fails.
 pub fn of(model: &mut Mlp, test: &Split) -> Result<(Vec<Vec<u64>>, Vec<Wrong>)> {
-    let images = model.device().images(test.clone())?;
+    let images = model.device().images(Cow::Borrowed(test))?;
     let batch = model.device().evaluation_batch(images.len());
     let mut acts = model.activations(batch, Pass::Inference)?;
     let probabilities = model.probabilities(&images, &mut acts, batch)?;

@@ -6,15 +6,13 @@
 
 use std::{hint::black_box, time::Instant};
 
-use rayon::prelude::*;
-
 use super::{record::Peaks, timer::last_cache_bytes};
 use crate::{
     Result,
     device::{
         Device, Layout,
         cpu::{
-            Cpu,
+            Cpu, SharedMut,
             simd::{Isa, Simd, simd_dispatch},
         },
         cuda::timing::L2,
@@ -29,13 +27,13 @@ use crate::{
 /// When the device fails.
 pub fn measure(device: &Device, precision: Precision) -> Result<Peaks> {
     match device {
-        Device::Cpu(cpu) => Ok(device.install(|| Peaks {
+        Device::Cpu(cpu) => Ok(Peaks {
             device: device.name(),
             precision,
             tflops: fma_flops(cpu) / 1e12,
             memory_gbytes_per_s: read_bytes_per_s(cpu, 4 * last_cache_bytes()) / 1e9,
             cache_gbytes_per_s: read_bytes_per_s(cpu, cpu.threads() * (256 << 10)) / 1e9,
-        })),
+        }),
         Device::Cuda(cuda) => {
             let rate = |precision| gemm_flops(&device.with_precision(precision), precision);
             let flops = match precision {
@@ -84,9 +82,14 @@ fn fma_flops(cpu: &Cpu) -> f64 {
     best(|| {
         let begin = Instant::now();
         let mut sums = vec![[0_f32; 16]; threads];
-        sums.par_iter_mut().with_max_len(1).for_each(|sum| {
-            // SAFETY: the instruction set was found; the buffer holds sixteen, the widest vector.
-            unsafe { multiply_add(cpu.isa(), sum) }
+        let out = SharedMut::new(sums.as_flattened_mut());
+        cpu.for_each(threads, |thread| {
+            let mut sum = [0_f32; 16];
+            // SAFETY: the instruction set was found; the buffer holds sixteen, the widest vector; each thread writes its own.
+            unsafe {
+                multiply_add(cpu.isa(), &mut sum);
+                out.slice(16 * thread, 16).copy_from_slice(&sum);
+            }
         });
         black_box(&sums);
         flop / begin.elapsed().as_secs_f64()
@@ -118,7 +121,8 @@ fn read_bytes_per_s(cpu: &Cpu, bytes: usize) -> f64 {
     let passes = ((64 << 20) / bytes).max(1);
     best(|| {
         let begin = Instant::now();
-        buffer.par_chunks(part).for_each(|part| {
+        cpu.for_each(cpu.threads(), |thread| {
+            let part = buffer.chunks(part).nth(thread).unwrap_or_default();
             for _ in 0..passes {
                 black_box(black_box(part).iter().fold(0_u64, |sum, word| sum.wrapping_add(*word)));
             }

@@ -38,6 +38,8 @@ pub enum Peer {
     TorchCompile,
     /// bench: the packed product alone in PyTorch, without a gate
     Gemm,
+    /// bench: QuACK's gated product for Hopper and Blackwell, bf16, the forward alone
+    Quack,
     /// compare: JAX, an epoch as one scan
     Jax,
 }
@@ -49,6 +51,7 @@ impl Peer {
             Peer::Torch => "torch",
             Peer::TorchCompile => "torch-compile",
             Peer::Gemm => "gemm",
+            Peer::Quack => "quack",
             Peer::Jax => "jax",
         }
     }
@@ -189,7 +192,7 @@ impl Script {
     /// The peers that it measures.
     pub fn peers(self) -> &'static [Peer] {
         match self {
-            Script::TorchLayer => &[Peer::Torch, Peer::TorchCompile, Peer::Gemm],
+            Script::TorchLayer => &[Peer::Torch, Peer::TorchCompile, Peer::Gemm, Peer::Quack],
             Script::TorchEpochs => &[Peer::Torch, Peer::TorchCompile],
             Script::JaxEpochs => &[Peer::Jax],
         }

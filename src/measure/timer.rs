@@ -9,14 +9,13 @@ use std::{
 };
 
 use clap::ValueEnum;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Result,
     device::{
         Device,
-        cpu::Cpu,
+        cpu::{Cpu, SharedMut},
         cuda::{Cuda, timing::L2},
     },
 };
@@ -70,7 +69,7 @@ pub fn samples(
     call: Call<'_>,
 ) -> Result<Vec<f64>> {
     match device {
-        Device::Cpu(cpu) => device.install(|| wall_clock(cpu, cache, budget, prepare, call)),
+        Device::Cpu(cpu) => wall_clock(cpu, cache, budget, prepare, call),
         Device::Cuda(cuda) => replays(cuda, cache, budget, prepare, call),
     }
 }
@@ -144,17 +143,23 @@ fn wall_clock(
 }
 
 /// A buffer that no cache holds, and a pass over it that leaves nothing else in any.
-pub(super) struct Flusher(Vec<u64>);
+pub(super) struct Flusher(Vec<f32>);
 
 impl Flusher {
     pub(super) fn new() -> Flusher {
-        Flusher(vec![1; 2 * last_cache_bytes() / size_of::<u64>()])
+        Flusher(vec![1.0; 2 * last_cache_bytes() / size_of::<f32>()])
     }
 
     /// Each thread writes its part: private caches are flushed too.
     fn flush(&mut self, cpu: &Cpu) {
-        let part = self.0.len().div_ceil(cpu.threads());
-        self.0.par_chunks_mut(part).for_each(|part| part.iter_mut().for_each(|word| *word = word.wrapping_add(1)));
+        let (len, part) = (self.0.len(), self.0.len().div_ceil(cpu.threads()));
+        let words = SharedMut::new(&mut self.0);
+        cpu.for_each(cpu.threads(), |thread| {
+            let first = len.min(thread * part);
+            // SAFETY: each part belongs to one task.
+            let part = unsafe { words.slice(first, part.min(len - first)) };
+            part.iter_mut().for_each(|word| *word = 2.0 - *word);
+        });
         black_box(&self.0);
     }
 }

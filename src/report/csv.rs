@@ -3,7 +3,11 @@
 
 use serde_json::Value;
 
-use crate::{Error, Kind, Result, measure::record::Line};
+use super::training_table::{FROM_START, seconds_from_start};
+use crate::{
+    Error, Kind, Result,
+    measure::record::{Line, Record},
+};
 
 /// Columns that come first, where there are such; the others follow by name.
 const FIRST: [&str; 23] = [
@@ -32,6 +36,9 @@ const FIRST: [&str; 23] = [
     "saved_bytes",
 ];
 
+/// Of a training: seconds from the start of the process to 98 % test accuracy, which its lists hold.
+const FROM_START_COLUMN: &str = "start_to_98_percent_s";
+
 /// The records, with a header.
 ///
 /// # Errors
@@ -43,6 +50,11 @@ pub fn text(lines: &[Line]) -> Result<String> {
             .map_err(|e| Error::new(Kind::Io, "cannot write the records as CSV").because(e))?;
         let mut row = Vec::new();
         flatten("", &value, &mut row);
+        if let Record::Train(training) = &line.record
+            && let Some(seconds) = seconds_from_start(training, FROM_START)
+        {
+            row.push((FROM_START_COLUMN.into(), format!("{seconds:.3}")));
+        }
         rows.push(row);
     }
     let mut columns: Vec<&str> = rows.iter().flatten().map(|(name, _)| name.as_str()).collect();

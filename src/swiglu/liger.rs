@@ -190,7 +190,7 @@ fn both(device: &Device, gate: Option<&Tensor>, up: Option<&Tensor>) -> Result<O
 }
 
 /// Elements a task handles.
-const CHUNK: usize = 8 * 1024;
+const CHUNK: usize = 2 * 1024;
 
 /// z = silu(g) * u, elementwise: reads 2BH floats, writes BH.
 fn gate_forward(cpu: &Cpu, g: &[f32], u: &[f32], z: &mut [f32]) {

@@ -3,6 +3,7 @@
 mod recorded;
 
 use std::{
+    borrow::Cow,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -52,10 +53,20 @@ impl Splits {
             0 => (train, None),
             count => {
                 let (train, held) = crate::data::hold_out(train, count, seed)?;
-                (train, Some(device.images(held)?))
+                (train, Some(device.images(Cow::Owned(held))?))
             }
         };
-        Ok(Splits { train: device.images(train)?, valid: held, test: device.images(test)? })
+        let (train, test) = (device.images(Cow::Owned(train))?, device.images(Cow::Owned(test))?);
+        Ok(Splits { train, valid: held, test })
+    }
+
+    /// All of `dataset` on the device, for one of several trainings.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn shared(device: &Device, dataset: &Dataset) -> Result<Splits> {
+        let images = |split| device.images(Cow::Borrowed(split));
+        Ok(Splits { train: images(&dataset.train)?, valid: None, test: images(&dataset.test)? })
     }
 }
 
@@ -180,11 +191,10 @@ impl Trainer {
     ) -> Result<End> {
         self.prepare()?;
         observer.on_event(&self.start_event())?;
-        let device = self.model.device().clone();
         let mut interrupted = stop.load(Ordering::Relaxed);
         while self.position.epoch < self.config.epochs && !interrupted {
             interrupted = match self.recorded.take() {
-                None => device.install(|| self.epoch(log_interval, save_interval, observer, stop, save))?,
+                None => self.epoch(log_interval, save_interval, observer, stop, save)?,
                 Some(mut recorded) => {
                     let intervals = (log_interval, save_interval);
                     let outcome = self.replay_epoch(&mut recorded, intervals, observer, stop, save);
@@ -196,7 +206,7 @@ impl Trainer {
                 save(&self.checkpoint()?)?;
                 break;
             }
-            let epoch = device.install(|| self.finish_epoch())?;
+            let epoch = self.finish_epoch()?;
             observer.on_event(&Event::Epoch(epoch.clone()))?;
             self.epochs.push(epoch);
             save(&self.checkpoint()?)?;
@@ -230,26 +240,23 @@ impl Trainer {
         self.prepare()?; // what is compiled for the first step is no part of its time
         let batch = self.config.batch_size.min(self.splits.train.len());
         let order = rng::permutation(self.config.seed, 1, self.splits.train.len());
-        let device = self.model.device().clone();
-        device.install(|| {
-            let begin = Instant::now();
-            let tally = self.step(&order[..batch], self.schedule.at(0))?;
-            let step_ms = begin.elapsed().as_secs_f64() * 1e3;
-            if !tally.loss_sum.is_finite() {
-                return Err(self.diverged(1, self.schedule.at(0), tally.mean_loss() as f32));
-            }
-            let count = device.evaluation_batch(self.splits.test.len()) as u32;
-            let rows: Vec<u32> = (0..count).collect();
-            let begin = Instant::now();
-            self.model.evaluate_batch(
-                &self.splits.test,
-                Rows::Listed(&rows),
-                &mut self.eval_acts,
-                &mut Tally::default(),
-            )?;
-            let infer_ms = begin.elapsed().as_secs_f64() * 1e3;
-            Ok(DryRun { loss: tally.mean_loss(), step_ms, infer_ms, batch, infer_images: count as usize })
-        })
+        let begin = Instant::now();
+        let tally = self.step(&order[..batch], self.schedule.at(0))?;
+        let step_ms = begin.elapsed().as_secs_f64() * 1e3;
+        if !tally.loss_sum.is_finite() {
+            return Err(self.diverged(1, self.schedule.at(0), tally.mean_loss() as f32));
+        }
+        let count = self.model.device().evaluation_batch(self.splits.test.len()) as u32;
+        let rows: Vec<u32> = (0..count).collect();
+        let begin = Instant::now();
+        self.model.evaluate_batch(
+            &self.splits.test,
+            Rows::Listed(&rows),
+            &mut self.eval_acts,
+            &mut Tally::default(),
+        )?;
+        let infer_ms = begin.elapsed().as_secs_f64() * 1e3;
+        Ok(DryRun { loss: tally.mean_loss(), step_ms, infer_ms, batch, infer_images: count as usize })
     }
 
     /// The steps that are left of an epoch. True when it was stopped before its end.

@@ -59,7 +59,7 @@ pub fn kept(entry: &Entry, device: &Device, dims: Dims, precision: Precision) ->
         let config = LayerConfig { device: device.clone(), inputs, hidden, gates, precision };
         let mut layer = (entry.new)(&config)?;
         let (x, mut z) = (device.activations(batch, inputs)?, device.activations(batch, hidden)?);
-        device.install(|| layer.forward(&x, &mut z, swiglu::Pass::Training))?;
+        layer.forward(&x, &mut z, swiglu::Pass::Training)?;
         Ok((gates, layer.saved_bytes()))
     };
     gates_of(entry).iter().map(|&gates| of(gates)).collect()

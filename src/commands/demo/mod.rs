@@ -26,7 +26,7 @@ use super::{compare::configuration, interrupt, out, train_output::Style};
 use crate::{
     Error, Kind, Result,
     cli::{CompareArgs, DemoArgs, Preset},
-    data::{self, Dataset},
+    data::{Dataset, Loading},
     device::Device,
     measure::{
         case::Bench,
@@ -69,6 +69,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
             .hint("run it in a terminal, or leave --pause out"));
     }
     let place = keep::place(args.out.as_deref())?;
+    let loading = Loading::start(&args.data); // beside the opening of the device
     let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
     args.precision.check(&device)?;
     let width = args.width.unwrap_or(if matches!(device, Device::Cuda(_)) { 2048 } else { 256 });
@@ -76,7 +77,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     for entry in swiglu::ALL {
         Footprint::check(&configuration(&compare, entry, &device, Steps::Launches)?, &device)?;
     }
-    let dataset = data::load(&args.data)?;
+    let dataset = loading.finish()?;
     let stop = interrupt::watch("stopping")?;
     let tour = Tour {
         compare,

@@ -1,4 +1,4 @@
-//! The library GEMM of the CPU: the `matrixmultiply` crate, one thread a panel of the output, panels spread over rayon.
+//! The library GEMM of the CPU: the `matrixmultiply` crate, one thread a panel of the output, panels spread over the threads.
 //!
 //! The crate's own threading leaves cores idle when the batch is small; panels keep them busy. Each element is summed
 //! over the whole depth inside one call, in an order that depends on the depth alone, so that neither the panels nor the

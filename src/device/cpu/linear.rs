@@ -8,18 +8,16 @@
 use super::{
     Cpu, SharedMut,
     simd::{Simd, simd_dispatch},
-    tile::{pack_rows, tile},
+    tile::{pack_panels, tile},
     with_shared_scratch,
 };
 
 /// Images that are packed at a time: 1.6 MB at 784 inputs, whatever the batch.
 const BATCH_BLOCK: usize = 512;
-/// Outputs of a task: a multiple of the rows of every register tile (8, 6, 4).
-const OUTPUT_TASK: usize = 24;
 
 /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N).
 pub fn linear(cpu: &Cpu, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
-    let (outputs, width) = (bias.len(), cpu.isa().panel());
+    let (outputs, width, rows) = (bias.len(), cpu.isa().panel(), cpu.isa().rows());
     if outputs == 0 || y.is_empty() {
         return;
     }
@@ -29,15 +27,9 @@ pub fn linear(cpu: &Cpu, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
     with_shared_scratch(batch.min(BATCH_BLOCK).div_ceil(width) * size, |panels| {
         for first in (0..batch).step_by(BATCH_BLOCK) {
             let images = first..batch.min(first + BATCH_BLOCK);
-            let out = SharedMut::new(panels);
-            cpu.for_each(images.len().div_ceil(width), |p| {
-                let image = first + p * width;
-                // SAFETY: each panel belongs to one task.
-                let panel = unsafe { out.slice(p * size, size) };
-                pack_rows(x, inputs, image, width.min(images.end - image), width, panel);
-            });
-            cpu.for_each(outputs.div_ceil(OUTPUT_TASK), |task| {
-                let rows = task * OUTPUT_TASK..outputs.min((task + 1) * OUTPUT_TASK);
+            pack_panels(cpu, x, inputs, first, images.len(), panels);
+            cpu.for_each(outputs.div_ceil(rows), |task| {
+                let rows = task * rows..outputs.min((task + 1) * rows);
                 // SAFETY: these columns of y belong to this task.
                 unsafe { linear_kernel(cpu.isa(), w, bias, panels, images.clone(), rows, &y) }
             });

@@ -3,20 +3,21 @@
 pub mod gemm;
 pub mod linear;
 pub mod ops;
+pub mod pool;
 pub mod simd;
 pub mod tile;
+pub mod weight_grad;
 
 use std::{cell::RefCell, marker::PhantomData, sync::Arc};
 
-use rayon::prelude::*;
-
 use crate::{Error, Kind, Result, tensor::AlignedVec};
+use pool::Pool;
 use simd::Isa;
 
 /// The threads and the instruction set that kernels run with. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Cpu {
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
     isa: Isa,
 }
 
@@ -41,20 +42,17 @@ impl Cpu {
         if !Isa::available().contains(&isa) {
             return Err(Error::new(Kind::Device, format!("this processor has no {}", isa.name())));
         }
-        let pool =
-            rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build().map_err(
-                |e| {
-                    Error::new(Kind::Device, format!("cannot start {threads} CPU threads"))
-                        .because(e)
-                        .hint("ask for fewer with --threads N")
-                },
-            )?;
+        let pool = Pool::new(threads).map_err(|e| {
+            Error::new(Kind::Device, format!("cannot start {threads} CPU threads"))
+                .because(e)
+                .hint("ask for fewer with --threads N")
+        })?;
         Ok(Cpu { pool: Arc::new(pool), isa })
     }
 
     /// Threads that share the work.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.pool.threads()
     }
 
     /// The instruction set.
@@ -62,20 +60,9 @@ impl Cpu {
         self.isa
     }
 
-    /// Runs `work` on the pool: a whole epoch at once, so that its parallel parts start without waking a thread first.
-    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(work)
-    }
-
     /// Calls `task` with 0..`count`, each exactly once, spread over the threads.
     pub fn for_each(&self, count: usize, task: impl Fn(usize) + Sync) {
-        if count <= 1 || self.threads() == 1 {
-            (0..count).for_each(&task);
-        } else if self.pool.current_thread_index().is_some() {
-            (0..count).into_par_iter().with_max_len(1).for_each(&task);
-        } else {
-            self.pool.install(|| (0..count).into_par_iter().with_max_len(1).for_each(&task));
-        }
+        self.pool.run(count, &task);
     }
 }
 
@@ -159,8 +146,8 @@ impl<'a> SharedMut<'a> {
 thread_local! {
     /// One buffer a thread that packed panels are written to; it grows to the largest that was asked for.
     static SCRATCH: RefCell<AlignedVec> = RefCell::new(AlignedVec::default());
-    /// The same for panels that one thread lends to the tasks of all.
-    static SHARED: RefCell<AlignedVec> = RefCell::new(AlignedVec::default());
+    /// Buffers that one thread lends to the tasks of all, the one lent last at the end.
+    static SHARED: RefCell<Vec<AlignedVec>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Lends `len` elements of this thread's buffer; what is in them is not defined.
@@ -171,14 +158,12 @@ pub fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     })
 }
 
-/// Lends `len` elements that `work` may share between the tasks it starts; what is in them is not defined.
-///
-/// The buffer is taken out while it is lent: a thread that waits for its tasks may run another caller's work meanwhile,
-/// which then finds none and makes its own.
+/// Lends `len` elements that `work` may share between the tasks it starts; what is in them is not defined. Whoever asks again
+/// inside gets another buffer, the same one each time.
 pub fn with_shared_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    let mut buffer = SHARED.take();
+    let mut buffer = SHARED.with_borrow_mut(Vec::pop).unwrap_or_default();
     buffer.grow(len);
     let result = work(&mut buffer.as_mut_slice()[..len]);
-    SHARED.set(buffer);
+    SHARED.with_borrow_mut(|buffers| buffers.push(buffer));
     result
 }

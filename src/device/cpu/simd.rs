@@ -68,6 +68,15 @@ impl Isa {
         }
     }
 
+    /// Rows of a register tile: as many as registers hold beside the panel's two vectors.
+    pub fn rows(self) -> usize {
+        match self {
+            Isa::Avx512 => 8,
+            Isa::Avx2 => 6,
+            Isa::Portable => 4,
+        }
+    }
+
     /// Its name, for `doctor` and records.
     pub fn name(self) -> &'static str {
         match self {

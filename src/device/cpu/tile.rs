@@ -9,7 +9,9 @@
 //! (V * LANES), so that each step reads whole vectors from consecutive addresses. Each element is summed over k in
 //! order, by one thread: results do not depend on the number of threads.
 
-use super::simd::Simd;
+use std::ops::Range;
+
+use super::{Cpu, SharedMut, simd::Simd};
 
 /// Multiplies R broadcast rows with a packed panel.
 ///
@@ -42,6 +44,28 @@ pub unsafe fn tile<S: Simd, const R: usize, const V: usize>(
     }
 }
 
+/// Writes the first `count` elements of a row of a tile.
+///
+/// # Safety
+/// The instruction set of `S` is there, and `to` is valid for `count` elements.
+#[inline(always)]
+pub unsafe fn store_row<S: Simd, const V: usize>(row: [S::V; V], to: *mut f32, count: usize) {
+    let mut buffer = [0.0_f32; 32];
+    // SAFETY: a whole row is V * LANES <= 32 elements; `to` has room for `count`.
+    unsafe {
+        if count == V * S::LANES {
+            for (v, value) in row.into_iter().enumerate() {
+                S::store(to.add(v * S::LANES), value);
+            }
+        } else {
+            for (v, value) in row.into_iter().enumerate() {
+                S::store(buffer.as_mut_ptr().add(v * S::LANES), value);
+            }
+            std::ptr::copy_nonoverlapping(buffer.as_ptr(), to, count);
+        }
+    }
+}
+
 /// Packs `cols` columns of a row-major matrix, from column `first`, into a panel `width` wide: panel\[k\]\[j\] =
 /// a[k][first + j], zeros beyond `cols`.
 pub fn pack_columns(
@@ -67,20 +91,37 @@ pub fn pack_columns(
     }
 }
 
+/// Columns of a row that a task of [`pack_rows`] takes: two panels of 64 images are work for a dozen threads then.
+const PACK_PART: usize = 64;
+
 /// Packs `rows` rows of a row-major matrix with `depth` columns, from row `first`, transposed into a panel `width`
-/// wide: panel\[k\]\[j\] = a\[first + j\]\[k\], zeros beyond `rows`.
-pub fn pack_rows(a: &[f32], depth: usize, first: usize, rows: usize, width: usize, panel: &mut [f32]) {
+/// wide: panel\[k\]\[j\] = a\[first + j\]\[k\], zeros beyond `rows`. Of the panel it is given the columns `part` alone.
+fn pack_rows(a: &[f32], depth: usize, part: Range<usize>, first: usize, rows: usize, width: usize, panel: &mut [f32]) {
     // Blocks of 16 columns: one cache line of each row is read and used whole.
-    for k0 in (0..depth).step_by(16) {
-        let block = 16.min(depth - k0);
+    for k0 in part.clone().step_by(16) {
+        let block = 16.min(part.end - k0);
         for j in 0..rows {
             let from = &a[(first + j) * depth + k0..][..block];
             for (k, &value) in from.iter().enumerate() {
-                panel[(k0 + k) * width + j] = value;
+                panel[(k0 - part.start + k) * width + j] = value;
             }
         }
-        for k in k0..k0 + block {
+        for k in k0 - part.start..k0 - part.start + block {
             panel[k * width + rows..(k + 1) * width].fill(0.0);
         }
     }
+}
+
+/// Packs `rows` rows of a row-major matrix with `depth` columns, from row `first`, into consecutive panels of `pack_rows`.
+pub fn pack_panels(cpu: &Cpu, a: &[f32], depth: usize, first: usize, rows: usize, panels: &mut [f32]) {
+    let (width, parts) = (cpu.isa().panel(), depth.div_ceil(PACK_PART));
+    let out = SharedMut::new(panels);
+    cpu.for_each(rows.div_ceil(width) * parts, |task| {
+        let (panel, k) = (task / parts, task % parts * PACK_PART);
+        let part = k..depth.min(k + PACK_PART);
+        let (row, count) = (panel * width, width.min(rows - panel * width));
+        // SAFETY: each part of a panel belongs to one task.
+        let to = unsafe { out.slice((panel * depth + k) * width, part.len() * width) };
+        pack_rows(a, depth, part, first + row, count, width, to);
+    });
 }

@@ -48,6 +48,7 @@ pub mod timing;
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use super::{Precision, SgdStep};
@@ -100,7 +101,8 @@ pub struct Cuda {
 struct Shared {
     context: Arc<Context>,
     modules: Modules,
-    blas: Mutex<Blas>,
+    /// Started at the first library product: a training in steps of one launch has none.
+    blas: Mutex<Option<Blas>>,
     /// Memory that kernels use and nobody reads afterwards, by purpose. What grew too small is kept, for graphs that use it.
     scratch: Mutex<HashMap<&'static str, Vec<Memory>>>,
     /// Learning rate and gradient scale of the step in hand.
@@ -123,16 +125,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 impl Cuda {
     /// Opens device `ordinal`, for fp32 until [`Cuda::with_precision`] says otherwise.
     ///
     /// # Errors
     /// [`Kind::Device`] when driver, device, cuBLAS or NVRTC are missing or too old; the hint says what provides them.
     pub fn open(ordinal: usize) -> Result<Cuda> {
-        let context = Context::open(ordinal)?;
-        // Asked for now, so that what is missing or too old is told before any work is done.
-        let (major, minor) = nvrtc::Nvrtc::load()?.version();
-        let driver = driver::Driver::start()?.cuda_version()?;
+        let driver = driver::Driver::start()?;
+        // Libraries are asked for now, so that what is missing or too old is told before any work is done; and on threads of
+        // their own, as making a context takes longer than both.
+        let (context, nvrtc, cublas) = thread::scope(|scope| {
+            let nvrtc = scope.spawn(nvrtc::Nvrtc::load);
+            let cublas = scope.spawn(|| library::Library::Cublas.load());
+            let context = Context::open(ordinal);
+            (context, joined(nvrtc), joined(cublas))
+        });
+        let context = context?;
+        let (major, minor) = nvrtc?.version();
+        cublas?;
+        let driver = driver.cuda_version()?;
         if driver.0 < major {
             return Err(Error::new(
                 Kind::Device,
@@ -147,7 +162,7 @@ impl Cuda {
                 library::VARIABLE
             )));
         }
-        let blas = Mutex::new(Blas::new(&context)?);
+        let blas = Mutex::new(None);
         let modules = Modules::new(&context, Cache::of_user());
         let scalars = context.allocate(8)?;
         let shared =

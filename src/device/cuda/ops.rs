@@ -3,7 +3,7 @@
 
 use super::{
     Cuda, Element,
-    blas::Operand,
+    blas::{Blas, Operand},
     context::Memory,
     epoch::Place,
     lock,
@@ -144,11 +144,8 @@ impl Cuda {
     /// When cuBLAS refuses.
     pub fn gemm(&self, layout: Layout, a: &Tensor, b: &Tensor, beta: f32, c: &mut Tensor) -> Result<()> {
         let (a, b, c) = (operand(a)?, operand(b)?, operand(c)?);
-        if self.is_planning() {
-            return Ok(());
-        }
         // SAFETY: the shapes were checked by `Device::gemm`, and the tensors live on this device.
-        unsafe { lock(&self.shared.blas).gemm(layout, self.precision(), (a, b), beta, c) }
+        unsafe { self.gemm_operands(layout, a, b, beta, c) }
     }
 
     /// The library product of parts of matrices, whose shapes the caller has checked.
@@ -166,11 +163,17 @@ impl Cuda {
         beta: f32,
         c: Operand,
     ) -> Result<()> {
+        let mut blas = lock(&self.shared.blas);
+        // A plan starts it too: no later moment of a run has the time.
+        let blas = match &mut *blas {
+            Some(blas) => blas,
+            none => none.insert(Blas::new(self.context())?),
+        };
         if self.is_planning() {
             return Ok(());
         }
         // SAFETY: the caller's promise is the same.
-        unsafe { lock(&self.shared.blas).gemm(layout, self.precision(), (a, b), beta, c) }
+        unsafe { blas.gemm(layout, self.precision(), (a, b), beta, c) }
     }
 
     /// y += bias, each row.

@@ -1,7 +1,10 @@
 //! Whether whole steps of training are right: a few steps of a small network, with every term of SGD counting, against the
 //! same steps in f64. What is compared is the change of each parameter over all steps, and the loss of each step.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 use super::{
     Check,
@@ -238,7 +241,7 @@ impl TrainingCase {
     ) -> Result<Outcome> {
         let Dims { batch, inputs, .. } = self.dims;
         let mut model = self.model(self.config(entry, device, precision, gates))?;
-        let images = device.images(self.images.clone())?;
+        let images = device.images(Cow::Borrowed(&self.images))?;
         let mut acts = model.activations(batch, Pass::Training)?;
         let mut step = |acts: &mut Activations, rows: Rows<'_>, lr: f32| -> Result<f32> {
             model.device().gather(&images, rows, &mut acts.batch)?;
@@ -277,7 +280,7 @@ impl TrainingCase {
             return Ok(None);
         }
         let mut model = self.model(config)?;
-        let (images, steps) = (device.images(self.images.clone())?, self.order.len().div_ceil(batch));
+        let (images, steps) = (device.images(Cow::Borrowed(&self.images))?, self.order.len().div_ceil(batch));
         let log = Log::new(cuda.context(), self.rates.len(), self.order.len())?;
         let cuda = cuda.with_precision(precision);
         let persistent = Persistent::new(&cuda, &mut model, &images, (&log, &recipe.sgd, batch))?;

@@ -1,11 +1,11 @@
 //! dx: the gate gradients times the packed weight, panel of inputs by panel of inputs.
 
-use super::{Workspace, gate_stride, store_row};
+use super::{Workspace, gate_stride};
 use crate::{
     device::cpu::{
         Cpu, SharedMut,
         simd::{Simd, simd_dispatch},
-        tile::{pack_columns, tile},
+        tile::{pack_columns, store_row, tile},
         with_scratch,
     },
     swiglu::reference::Dims,

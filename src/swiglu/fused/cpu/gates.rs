@@ -5,7 +5,7 @@ use crate::{
     device::cpu::{
         Cpu, SharedMut,
         simd::{Simd, simd_dispatch},
-        tile::{pack_rows, tile},
+        tile::{pack_panels, tile},
         with_scratch,
     },
     swiglu::{gate, reference::Dims},
@@ -104,21 +104,15 @@ pub fn backward_gates(cpu: &Cpu, dims: Dims, x: &[f32], wf: &[f32], dz: &[f32], 
 
 /// Packs x of a batch block into panels.
 fn pack_block(cpu: &Cpu, dims: Dims, x: &[f32], first: usize, rows: usize, panels: &mut AlignedVec) {
-    let width = cpu.isa().panel();
-    let (count, size) = (rows.div_ceil(width), dims.inputs * width);
-    panels.grow(count * size);
-    let out = SharedMut::new(panels.as_mut_slice());
-    cpu.for_each(count, |p| {
-        // SAFETY: each panel belongs to one task.
-        let panel = unsafe { out.slice(p * size, size) };
-        pack_rows(x, dims.inputs, first + p * width, width.min(rows - p * width), width, panel);
-    });
+    let count = rows.div_ceil(cpu.isa().panel()) * cpu.isa().panel();
+    panels.grow(count * dims.inputs);
+    pack_panels(cpu, x, dims.inputs, first, rows, panels.as_mut_slice());
 }
 
 fn run_gate_pass(cpu: &Cpu, pass: &GatePass<'_>) {
-    let hidden = pass.dims.hidden;
-    cpu.for_each(hidden.div_ceil(HIDDEN_TASK), |task| {
-        let rows = task * HIDDEN_TASK..hidden.min((task + 1) * HIDDEN_TASK);
+    let (hidden, rows) = (pass.dims.hidden, cpu.isa().rows() / 2);
+    cpu.for_each(hidden.div_ceil(rows), |task| {
+        let rows = task * rows..hidden.min((task + 1) * rows);
         with_scratch(8 * (pass.dims.inputs + PAD), |scratch| {
             // SAFETY: hidden rows, and so the columns of z and the rows of the gates, belong to one task.
             unsafe { gate_pass(cpu.isa(), pass, rows, scratch) }

@@ -18,16 +18,17 @@ mod dwf;
 mod dx;
 mod gates;
 
-pub use dwf::{Target, backward_dwf, library_dwf};
+pub use dwf::{backward_dwf, library_dwf};
 pub use dx::backward_dx;
 pub use gates::{backward_gates, forward};
 
-use crate::{device::cpu::simd::Simd, tensor::AlignedVec};
+pub use crate::device::cpu::weight_grad::Target;
+use crate::tensor::AlignedVec;
 
 /// Images whose packed x is kept at a time: 4 MB at D = 2048, whatever the batch.
 const BATCH_BLOCK: usize = 512;
-/// Hidden rows of a task: a multiple of the gate rows of every register tile (4, 3, 2).
-const HIDDEN_TASK: usize = 24;
+/// Hidden rows of a task that only derives the gates: a cache line of dz. A product's task is a register tile.
+const HIDDEN_TASK: usize = 16;
 /// Floats between the copied weight rows of a tile, beyond D, so that they do not all fall into one set of the cache.
 const PAD: usize = 16;
 
@@ -71,26 +72,4 @@ impl Workspace {
 /// rows do not fall into one set of the cache.
 fn gate_stride(batch: usize) -> usize {
     batch.next_multiple_of(32) + PAD
-}
-
-/// Writes the first `count` elements of a row of a tile.
-///
-/// # Safety
-/// The instruction set of `S` is there, and `to` is valid for `count` elements.
-#[inline(always)]
-unsafe fn store_row<S: Simd, const V: usize>(row: [S::V; V], to: *mut f32, count: usize) {
-    let mut buffer = [0.0_f32; 32];
-    // SAFETY: a whole row is V * LANES <= 32 elements; `to` has room for `count`.
-    unsafe {
-        if count == V * S::LANES {
-            for (v, value) in row.into_iter().enumerate() {
-                S::store(to.add(v * S::LANES), value);
-            }
-        } else {
-            for (v, value) in row.into_iter().enumerate() {
-                S::store(buffer.as_mut_ptr().add(v * S::LANES), value);
-            }
-            std::ptr::copy_nonoverlapping(buffer.as_ptr(), to, count);
-        }
-    }
 }
