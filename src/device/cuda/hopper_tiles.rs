@@ -22,7 +22,7 @@ pub struct HopperTile {
     pub share_b: usize,
     /// Blocks that a multiprocessor should hold.
     pub blocks: usize,
-    /// Bytes of shared memory beside the ring, through which results pass; in dWf none.
+    /// Bytes of shared memory beside the ring, through which results pass.
     pub results: usize,
 }
 
@@ -200,12 +200,30 @@ pub fn backward_dx(
     first_that_fills(chip, precision, &with_results(tiles, precision), (inputs, batch), sums)
 }
 
-/// The tile of dWf.
+/// Of [dg | du], how many parts dx makes one after the other, all but the first beside its product: worth it where the batch is
+/// large, possible where a block sums all of K and parts are whole stages, the ring's first ones within the first part.
+pub fn backward_parts(tile: HopperTile, precision: Precision, batch: usize, hidden: usize) -> usize {
+    const PARTS: usize = 8;
+    let stages = hidden / PARTS / tile.k_tile(precision);
+    let whole = hidden.is_multiple_of(PARTS * tile.k_tile(precision)) && tile.stages <= 2 * stages;
+    if precision != Precision::Fp32Emulated && tile.splits == 1 && batch >= 512 && whole { PARTS } else { 1 }
+}
+
+/// Bytes of a box of dWf on its way to memory: 64 rows of 128 bytes.
+const BOX: usize = 64 * 128;
+
+/// The tile of dWf. `results` is a few boxes for each warpgroup.
 pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
-    const TILES: [HopperTile; 4] = [tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(1, 128, 1, 2), tile(1, 64, 1, 2)];
-    let tiles: &[HopperTile] = match precision {
-        Precision::Fp32Emulated => &[tile(2, 128, 1, 1), tile(1, 64, 1, 2)],
-        _ => &TILES,
+    let boxes = |tile: HopperTile, boxes: usize| HopperTile { results: boxes * tile.warpgroups * BOX, ..tile };
+    let large = [
+        boxes(tile(2, 256, 1, 1), 2),
+        boxes(tile(2, 128, 1, 1), 4),
+        boxes(tile(1, 128, 1, 2), 2),
+        boxes(tile(1, 64, 1, 2), 2),
+    ];
+    let tiles = match precision {
+        Precision::Fp32Emulated => &[boxes(tile(2, 128, 1, 1), 2), boxes(tile(1, 64, 1, 2), 2)][..],
+        _ => &large[..],
     };
     first_that_fills(chip, precision, tiles, (2 * hidden, inputs), &[batch])
 }
