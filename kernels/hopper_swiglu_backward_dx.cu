@@ -10,6 +10,8 @@
 // fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, which works the derivative out twice, first
 // for the largest element; else in a phase between, when [dg | du] is whole.
 //
+// TF32's dWf reads x transposed. Where `x_t` is given, the three warps beside the one that loads make it, while the others multiply.
+//
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
 // `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
 // `state`: three u32, zero before and after. Grid: a multiple of CLUSTER, at most what runs at once.
@@ -19,61 +21,14 @@
 #ifndef SAVED_GATES
 #define SAVED_GATES 1
 #endif
-#ifndef PARTS
-#define PARTS 1
-#endif
-static_assert(PARTS == 1 || (SAVED_GATES && PRECISION != 3 && SPLITS == 1), "parts of the derivative are made beside the product where it is all of phase 1");
-constexpr int SPARE = 96; // threads of the loader's warpgroup that do not load
 #if !SAVED_GATES
 constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
 
-// Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
-// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA. One thread's release covers what the barrier told it of.
-DEVICE void grid_arrive(u32 *counter, int meet, int threads, bool tells) {
-    fence_async(); // the copy engine will read what this thread wrote
-    barrier_among(meet, threads);
-    if (tells) asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-DEVICE void grid_arrive(u32 *counter) { grid_arrive(counter, 1, MULTIPLIERS, threadIdx.x == 0); }
-DEVICE void grid_wait(const u32 *counter) {
-    u32 seen;
-    do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (seen < gridDim.x);
-    fence_async();
-}
+constexpr int SPARE = 96; // threads of the loader's warpgroup that do not load
 
-// [dg | du] of units `begin` to `end`, by the `threads` threads of the grid of which this is number `thread`. BATCH vectors are asked for before any is written.
-template <int BATCH> DEVICE void derive(const T *gates, const T *dz, T *dgates, int batch, int hidden, int begin, int end, u32 thread, u32 threads) {
-    constexpr int N = Vec<T>::N;
-    const u32 across = (end - begin) / N, count = batch * across;
-    for (u32 first = thread; first < count; first += BATCH * threads) {
-        uint4 gv[BATCH], uv[BATCH], dv[BATCH];
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const u32 i = first + b * threads, image = i / across, unit = begin + i % across * N;
-            if (i >= count) continue;
-            const T *saved = gates + offset(image, 2 * hidden) + unit;
-            gv[b] = load16(saved), uv[b] = load16(saved + hidden), dv[b] = load16(dz + offset(image, hidden) + unit);
-        }
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const u32 i = first + b * threads;
-            if (i >= count) continue;
-            float g[N], u[N], d[N], dg[N], du[N];
-            unpack16(gv[b], g, T()), unpack16(uv[b], u, T()), unpack16(dv[b], d, T());
-#pragma unroll
-            for (int e = 0; e < N; e++) gate_backward(g[e], u[e], d[e], dg[e], du[e]);
-            T *out = dgates + offset(i / across, 2 * hidden) + begin + i % across * N;
-            *(uint4 *)out = pack16(dg, T());
-            *(uint4 *)(out + hidden) = pack16(du, T());
-        }
-    }
-}
-
-// x (rows, columns) -> out (columns, pitch), 4 x 4 elements a thread: 16 bytes each way, 128 neighbouring ones from eight threads. Columns `rows` to `pitch` of out are
-// written too.
+// x (rows, columns) -> out (columns, pitch), 4 x 4 elements a thread: 16 bytes each way, and eight threads write 128 neighbouring ones. The pitch is `rows`
+// rounded up to 4; what lies between is written too.
 DEVICE void transpose(const float *x, float *out, int rows, int columns, u32 thread, u32 threads) {
     const u32 down = (rows + 3) / 4, groups = (down + 7) / 8, across = columns / 4, pitch = 4 * down;
     for (u32 i = thread; i < 8 * groups * across; i += threads) {
@@ -81,13 +36,28 @@ DEVICE void transpose(const float *x, float *out, int rows, int columns, u32 thr
         if (block >= down) continue;
         float4 v[4];
 #pragma unroll
-        for (int r = 0; r < 4; r++) v[r] = *(const float4 *)(x + offset(min(4 * block + r, rows - 1), columns) + col);
+        for (int r = 0; r < 4; r++) v[r] = *(const float4 *)(x + offset(min((int)(4 * block) + r, rows - 1), columns) + col);
         float *to = out + (u64)col * pitch + 4 * block;
         *(float4 *)to = make_float4(v[0].x, v[1].x, v[2].x, v[3].x);
         *(float4 *)(to + pitch) = make_float4(v[0].y, v[1].y, v[2].y, v[3].y);
         *(float4 *)(to + 2 * pitch) = make_float4(v[0].z, v[1].z, v[2].z, v[3].z);
         *(float4 *)(to + 3 * pitch) = make_float4(v[0].w, v[1].w, v[2].w, v[3].w);
     }
+}
+
+// Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
+// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA. One thread's release covers what the barrier told it of.
+DEVICE void grid_arrive(u32 *counter) {
+    fence_async(); // the copy engine will read what this thread wrote
+    barrier_among(1, MULTIPLIERS);
+    if (threadIdx.x == 0) asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+DEVICE void grid_wait(const u32 *counter) {
+    u32 seen;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    } while (seen < gridDim.x);
+    fence_async();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
@@ -147,15 +117,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             finish_beside();
         }
 #endif
-        if (!loads && threadIdx.x >= MULTIPLIERS + 32) {
-            const u32 spare = blockIdx.x * SPARE + threadIdx.x - MULTIPLIERS - 32, spares = gridDim.x * SPARE;
-            wait_for_last(); // x^T may be read by it, of another layer
-            for (int part = 1; part < PARTS; part++) {
-                derive<2>(gates, dz, dgates, batch, hidden, part * (hidden / PARTS), (part + 1) * (hidden / PARTS), spare, spares);
-                grid_arrive(state + 2 + part, 8, SPARE, threadIdx.x == MULTIPLIERS + 32);
-            }
-            if (PRECISION == 1 && x_t) transpose(plain_x, x_t, batch, inputs, spare, spares);
+#if PRECISION == 1
+        if (threadIdx.x >= MULTIPLIERS + 32 && x_t) {
+            wait_for_last(); // the kernel before may read x^T of another layer there
+            transpose(plain_x, x_t, batch, inputs, blockIdx.x * SPARE + threadIdx.x - MULTIPLIERS - 32, gridDim.x * SPARE);
         }
+#endif
         // A of phase 2: blocks of 128 bytes of rows of Wf, K_TILE rows each.
         const Weights kept;
         const auto load_weights = [&](u32 a, u32 full, int k, int row0) {
@@ -169,29 +136,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         };
         // With saved gates weights are under way before the kernel before has ended: between what last wrote them and this launch stands the forward, which
         // ended, or waited for it.
-        // Parts of [dg | du] are summed in the order in which they come to stand, of each the gates' tiles and then the ups'.
-        const int part_units = hidden / PARTS, part_tiles = part_units / K_TILE;
-        const auto k_of = [&](int tile) {
-            if (PARTS == 1) return tile * K_TILE;
-            const int part = tile / (2 * part_tiles), within = tile % (2 * part_tiles);
-            return part * part_units + (within < part_tiles ? within * K_TILE : hidden + (within - part_tiles) * K_TILE);
-        };
+        bool stands = false; // [dg | du]
         for (u32 item = cluster; item < work_2; item += clusters) {
             if (loads) {
                 const TilePlace at = place_of(item, tiles_2, ROWS);
-                const bool stands = item != cluster; // [dg | du]
                 int tile = begin_2;
-                const auto weights = [&](u32 a, u32 full, int tile) { load_weights(a, full, k_of(tile), at.a); };
-                const auto activations = [&](u32 b, u32 full, int tile) {
-                    if (PARTS > 1 && !stands && tile > 0 && tile % (2 * part_tiles) == 0) grid_wait(state + 2 + tile / (2 * part_tiles));
-                    load_batch(dgrad, b, full, k_of(tile), at.b);
-                };
+                const auto weights = [&](u32 a, u32 full, int tile) { load_weights(a, full, tile * K_TILE, at.a); };
+                const auto activations = [&](u32 b, u32 full, int tile) { load_batch(dgrad, b, full, tile * K_TILE, at.b); };
                 if (!stands) {
                     const auto until = [&] {
                         wait_for_last();
                         grid_wait(state + (SPLIT_FP32 ? 1 : 0));
                     };
                     tile = feed_ahead(ring, begin_2, end_2, weights, until, activations);
+                    stands = true;
                 }
                 for (; tile < end_2; tile++)
                     feed(ring, [&](u32 a, u32 b, u32 full) { weights(a, full, tile), activations(b, full, tile); });
@@ -205,7 +163,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         Sums sums;
         wait_for_last();
 #if SAVED_GATES && PRECISION != 3
-        derive<4>(gates, dz, dgates, batch, hidden, 0, hidden / PARTS, blockIdx.x * MULTIPLIERS + threadIdx.x, gridDim.x * MULTIPLIERS);
+        constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
+        const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
+        for (u32 first = blockIdx.x * MULTIPLIERS + threadIdx.x; first < count; first += BATCH * step) {
+            uint4 gv[BATCH], uv[BATCH], dv[BATCH];
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                const u32 i = first + b * step;
+                if (i >= count) continue;
+                const T *saved = gates + offset(i / across, 2 * hidden) + i % across * N;
+                gv[b] = load16(saved), uv[b] = load16(saved + hidden), dv[b] = load16(dz + (u64)i * N);
+            }
+#pragma unroll
+            for (int b = 0; b < BATCH; b++) {
+                const u32 i = first + b * step;
+                if (i >= count) continue;
+                float g[N], u[N], d[N], dg[N], du[N];
+                unpack16(gv[b], g, T()), unpack16(uv[b], u, T()), unpack16(dv[b], d, T());
+#pragma unroll
+                for (int e = 0; e < N; e++) gate_backward(g[e], u[e], d[e], dg[e], du[e]);
+                T *out = dgates + offset(i / across, 2 * hidden) + i % across * N;
+                *(uint4 *)out = pack16(dg, T());
+                *(uint4 *)(out + hidden) = pack16(du, T());
+            }
+        }
 #elif !SAVED_GATES
         for (u32 item = cluster; item < work_1; item += clusters) {
             // [g | u]^T = Wf x^T: (2H, D) @ (D, B) -> (2H, B)
@@ -309,8 +290,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             };
             finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }
-        if (threadIdx.x == 0 && gone == gridDim.x)
-            for (int i = 0; i < 2 + PARTS; i++) state[i] = 0;
+        if (threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
     }
     end_ring();
 }

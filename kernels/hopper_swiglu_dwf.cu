@@ -1,11 +1,11 @@
 // dWf = [dg | du]^T x on Hopper        [dg | du] (B, 2H), x (B, D), dWf (2H, D), of T: summed in fp32, rounded once
 //
 // Reads     [dg | du] and x by TMA, along the batch: both tiles lie with K in rows. bf16 wgmma reads such tiles as they are; TF32 and fp32-emulated take A
-//           through registers, TF32's B is x transposed in memory (hopper_transpose.cu), fp32-emulated's B the split x (hopper_split.cu).
+//           through registers, TF32's B is x transposed in memory (by hopper_swiglu_backward_dx.cu), fp32-emulated's B the split x (hopper_split.cu).
 // Writes    dWf
 // Launches  1, persistent
 // Wins      at large B by wgmma; at small B it is a stream of writes
-// Loses     to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
+// Loses     in bf16 up to 256 images to a library product, by 2 to 16 us; to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
 //
 // At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup puts a box of 64 rows x 128 bytes
 // in one of its BOXES places, one thread hands it to the copy engine, and the next box, or the next tile's product, goes on meanwhile. L2 is told to let
@@ -17,11 +17,6 @@
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
 
-#ifdef NORMAL
-#define FIRST stays()
-#else
-#define FIRST evict_first()
-#endif
 static_assert(CLUSTER == 1, "a block owns its tile");
 constexpr int BOX_BYTES = 64 * 128, BOX_COLS = 128 / (int)sizeof(T); // of results on their way
 constexpr int BOXES = RESULTS / BOX_BYTES / WARPGROUPS;              // places for them that a warpgroup has
@@ -75,17 +70,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_multiplier();
         const int group = threadIdx.x / 128;
         const bool sends = threadIdx.x % 128 == 0;
-        const u64 first_to_go = FIRST;
+        const u64 first_to_go = evict_first();
         const u32 boxes = results + group * BOXES * BOX_BYTES;
         int box = 0;
         wait_for_last();
-#ifdef SKEW
-        if (group == 1) {
-            barrier_wait(ring.full(0), 0);
-            const long long begin = clock64();
-            while (clock64() - begin < SKEW) {}
-        }
-#endif
         for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
             const TilePlace at = tile_place(item, tiles_a, tiles_b);
             // (2H, B) @ (B, D) -> (2H, D)

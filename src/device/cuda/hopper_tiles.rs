@@ -200,32 +200,26 @@ pub fn backward_dx(
     first_that_fills(chip, precision, &with_results(tiles, precision), (inputs, batch), sums)
 }
 
-/// Of [dg | du], how many parts dx makes one after the other, all but the first beside its product: worth it where the batch is
-/// large, possible where a block sums all of K and parts are whole stages, the ring's first ones within the first part.
-pub fn backward_parts(tile: HopperTile, precision: Precision, batch: usize, hidden: usize) -> usize {
-    const PARTS: usize = 8;
-    let stages = hidden / PARTS / tile.k_tile(precision);
-    let whole = hidden.is_multiple_of(PARTS * tile.k_tile(precision)) && tile.stages <= 2 * stages;
-    if precision != Precision::Fp32Emulated && tile.splits == 1 && batch >= 512 && whole { PARTS } else { 1 }
-}
-
 /// Bytes of a box of dWf on its way to memory: 64 rows of 128 bytes.
 const BOX: usize = 64 * 128;
 
-/// The tile of dWf. `results` is a few boxes for each warpgroup.
+/// The tile of dWf. `results` is a few boxes for each warpgroup: in bf16 at large batches all of a tile.
 pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
     let boxes = |tile: HopperTile, boxes: usize| HopperTile { results: boxes * tile.warpgroups * BOX, ..tile };
-    let large = [
-        boxes(tile(2, 256, 1, 1), 2),
-        boxes(tile(2, 128, 1, 1), 4),
-        boxes(tile(1, 128, 1, 2), 2),
-        boxes(tile(1, 64, 1, 2), 2),
-    ];
-    let tiles = match precision {
-        Precision::Fp32Emulated => &[boxes(tile(2, 128, 1, 1), 2), boxes(tile(1, 64, 1, 2), 2)][..],
-        _ => &large[..],
+    let bf16 = precision == Precision::Bf16;
+    // Two blocks of 128 x 128: what one writes goes beside what the other multiplies.
+    let two = boxes(HopperTile { m_tiles: 2, ..tile(1, 128, 1, 2) }, 2);
+    let small = [boxes(tile(2, 128, 1, 1), 4), boxes(tile(1, 128, 1, 2), 2), boxes(tile(1, 64, 1, 2), 2)];
+    let mut tiles = match precision {
+        Precision::Fp32Emulated => vec![boxes(tile(2, 128, 1, 1), 2), boxes(tile(1, 64, 1, 2), 2)],
+        _ => [&[boxes(tile(2, 256, 1, 1), if bf16 && batch > 256 { 4 } else { 2 })][..], &small].concat(),
     };
-    first_that_fills(chip, precision, tiles, (2 * hidden, inputs), &[batch])
+    if bf16 && batch <= 128 && inputs <= 2048 {
+        tiles.insert(0, two);
+    }
+    let chosen = first_that_fills(chip, precision, &tiles, (2 * hidden, inputs), &[batch]);
+    // What is left beside its results holds three stages to the byte.
+    if chosen.m_tiles == 2 { HopperTile { stages: 3, ..chosen } } else { chosen }
 }
 
 #[cfg(test)]

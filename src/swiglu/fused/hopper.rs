@@ -17,7 +17,7 @@ use crate::{
             hopper_linear::Input,
             hopper_tiles::{self, HopperTile},
             modules::Arg::{Map, Pointer},
-            tensor_map::{Boxes, MapElement, Swizzle, TensorMap},
+            tensor_map::{Boxes, Fetched, MapElement, Swizzle, TensorMap},
         },
     },
     tensor::{Param, Tensor},
@@ -132,15 +132,24 @@ pub fn backward_dx(
         None => None,
     };
     let (from_dgates, _) = activations(cuda, "[dg | du]", dgates, split, (batch, 2 * hidden), images)?;
-    let transposed = if dwf && cuda.precision() == Precision::Tf32 {
-        Some(room_for_transposed(cuda, batch, inputs)?)
-    } else {
-        None
+    let kept = kept(cuda, dims, tile);
+    // A box is 128 bytes wide, and the next 128 belong to another block, with another word to L2.
+    let fetched = if kept.1 > 0 { Fetched::Bytes128 } else { Fetched::Bytes256 };
+    let wft = Boxes {
+        name: "Wf",
+        element: element(cuda),
+        pointer: wf,
+        dims: &[inputs, 2 * hidden],
+        strides: &[inputs * cuda.element().bytes()],
+        box_dims: &[wide(cuda), tile.k_tile(cuda.precision())],
+        swizzle: Swizzle::Bytes128,
     };
+    let transposed =
+        if dwf && cuda.precision() == Precision::Tf32 { Some(room_for_transposed(cuda, batch, inputs)?) } else { None };
     let args = [
         Map(gate_up(cuda, dims, wf, tile)?),
         Map(from_x),
-        Map(matrix(cuda, "Wf", wf, (2 * hidden, inputs), tile.k_tile(cuda.precision()))?),
+        Map(wft.encode_fetching(fetched)?),
         Map(from_dgates),
         Pointer(down),
         Pointer(saved.unwrap_or(0)),
@@ -149,16 +158,11 @@ pub fn backward_dx(
         Pointer(split.map_or(0, |planes| planes.hi)),
         Pointer(split.map_or(0, |planes| planes.down)),
         Pointer(dx),
-        Pointer(cuda.scratch("dx counters", 64)?),
+        Pointer(cuda.scratch("dx counters", 12)?),
         Pointer(x),
         Pointer(transposed.map_or(0, |(out, _)| out)),
     ];
-    let parts = hopper_tiles::backward_parts(tile, cuda.precision(), batch, hidden);
-    let more = [
-        ("SAVED_GATES", u32::from(saved.is_some())),
-        ("PARTS", if saved.is_some() { parts as u32 } else { 1 }),
-        kept(cuda, dims, tile),
-    ];
+    let more = [("SAVED_GATES", u32::from(saved.is_some())), kept];
     let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
