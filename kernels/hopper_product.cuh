@@ -90,13 +90,14 @@ struct Ring {
     }
 };
 
-// Registers go from the warpgroup that loads to those that multiply, where a block has a multiprocessor's.
-constexpr bool HANDS_REGISTERS = WARPGROUPS == 2 && MIN_BLOCKS == 1;
+// Registers go from the warpgroup that loads to those that multiply, where a block has a multiprocessor's, or half of them for 128 sums a thread.
+constexpr bool TWO_LARGE = WARPGROUPS == 1 && MIN_BLOCKS == 2 && M_TILES * SUMS == 128;
+constexpr bool HANDS_REGISTERS = (WARPGROUPS == 2 && MIN_BLOCKS == 1) || TWO_LARGE;
 DEVICE void become_loader() {
-    if constexpr (HANDS_REGISTERS) fewer_registers<56>();
+    if constexpr (HANDS_REGISTERS) fewer_registers<TWO_LARGE ? 40 : 56>();
 }
 DEVICE void become_multiplier() {
-    if constexpr (HANDS_REGISTERS) more_registers<224>();
+    if constexpr (HANDS_REGISTERS) more_registers<TWO_LARGE ? 216 : 224>();
 }
 
 // Begins a block: barriers; blocks that load for each other know that all of them stand. From here to the end each block of a cluster is one arrival ahead:

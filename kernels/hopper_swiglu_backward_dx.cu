@@ -10,6 +10,8 @@
 // fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, which works the derivative out twice, first
 // for the largest element; else in a phase between, when [dg | du] is whole.
 //
+// TF32's dWf reads x transposed. Where `x_t` is given, the three warps beside the one that loads make it, while the others multiply.
+//
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
 // `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
 // `state`: three u32, zero before and after. Grid: a multiple of CLUSTER, at most what runs at once.
@@ -22,6 +24,26 @@
 #if !SAVED_GATES
 constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
+
+constexpr int SPARE = 96; // threads of the loader's warpgroup that do not load
+
+// x (rows, columns) -> out (columns, pitch), 4 x 4 elements a thread: 16 bytes each way, and eight threads write 128 neighbouring ones. The pitch is `rows`
+// rounded up to 4; what lies between is written too.
+DEVICE void transpose(const float *x, float *out, int rows, int columns, u32 thread, u32 threads) {
+    const u32 down = (rows + 3) / 4, groups = (down + 7) / 8, across = columns / 4, pitch = 4 * down;
+    for (u32 i = thread; i < 8 * groups * across; i += threads) {
+        const u32 block = i / 8 / across * 8 + i % 8, col = i / 8 % across * 4;
+        if (block >= down) continue;
+        float4 v[4];
+#pragma unroll
+        for (int r = 0; r < 4; r++) v[r] = *(const float4 *)(x + offset(min((int)(4 * block) + r, rows - 1), columns) + col);
+        float *to = out + (u64)col * pitch + 4 * block;
+        *(float4 *)to = make_float4(v[0].x, v[1].x, v[2].x, v[3].x);
+        *(float4 *)(to + pitch) = make_float4(v[0].y, v[1].y, v[2].y, v[3].y);
+        *(float4 *)(to + 2 * pitch) = make_float4(v[0].z, v[1].z, v[2].z, v[3].z);
+        *(float4 *)(to + 3 * pitch) = make_float4(v[0].w, v[1].w, v[2].w, v[3].w);
+    }
+}
 
 // Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
 // The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA. One thread's release covers what the barrier told it of.
@@ -40,7 +62,7 @@ DEVICE void grid_wait(const u32 *counter) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     hopper_swiglu_backward_dx(const __grid_constant__ TensorMap wf, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap wft, const __grid_constant__ TensorMap dgrad, const float *scale,
-                              const T *gates, const T *dz, T *dgates, u16 *planes, float *plane_scale, T *dx, u32 *state, int batch, int inputs, int hidden) {
+                              const T *gates, const T *dz, T *dgates, u16 *planes, float *plane_scale, T *dx, u32 *state, const float *plain_x, float *x_t, int batch, int inputs, int hidden) {
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(wft), tma_prefetch(dgrad);
     Ring ring = start_ring(shared_address(shared));
@@ -93,6 +115,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             }
             __syncwarp();
             finish_beside();
+        }
+#endif
+#if PRECISION == 1
+        if (threadIdx.x >= MULTIPLIERS + 32 && x_t) {
+            wait_for_last(); // the kernel before may read x^T of another layer there
+            transpose(plain_x, x_t, batch, inputs, blockIdx.x * SPARE + threadIdx.x - MULTIPLIERS - 32, gridDim.x * SPARE);
         }
 #endif
         // A of phase 2: blocks of 128 bytes of rows of Wf, K_TILE rows each.

@@ -1,71 +1,103 @@
 // dWf = [dg | du]^T x on Hopper        [dg | du] (B, 2H), x (B, D), dWf (2H, D), of T: summed in fp32, rounded once
 //
 // Reads     [dg | du] and x by TMA, along the batch: both tiles lie with K in rows. bf16 wgmma reads such tiles as they are; TF32 and fp32-emulated take A
-//           through registers, TF32's B is x transposed in memory (hopper_transpose.cu), fp32-emulated's B the split x (hopper_split.cu).
+//           through registers, TF32's B is x transposed in memory (by hopper_swiglu_backward_dx.cu), fp32-emulated's B the split x (hopper_split.cu).
 // Writes    dWf
-// Launches  1
+// Launches  1, persistent
 // Wins      at large B by wgmma; at small B it is a stream of writes
-// Loses     to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
+// Loses     in bf16 up to 256 images to a library product, by 2 to 16 us; to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
+//
+// At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup puts a box of 64 rows x 128 bytes
+// in one of its BOXES places, one thread hands it to the copy engine, and the next box, or the next tile's product, goes on meanwhile. L2 is told to let
+// go of what is written first, so that it keeps the weights that the next forward reads.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
-// (2B, D) fp16, box (64, 64), and `scale` (B).
-// Grid: ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1.
+// (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, 64), 128-byte swizzle.
+// Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1. Shared memory: RESULTS bytes before the ring.
 #include "hopper_over_batch.cuh"
+#include "hopper_stream.cuh"
 
 static_assert(CLUSTER == 1, "a block owns its tile");
+constexpr int BOX_BYTES = 64 * 128, BOX_COLS = 128 / (int)sizeof(T); // of results on their way
+constexpr int BOXES = RESULTS / BOX_BYTES / WARPGROUPS;              // places for them that a warpgroup has
+static_assert(BOXES >= 1 && RESULTS % 1024 == 0, "results pass beside the ring, which begins on 1024 bytes");
 
-// Two neighbours of a row to shared memory.
-DEVICE void put_pair(u32 to, float first, float second, float) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(first), "f"(second) : "memory"); }
-DEVICE void put_pair(u32 to, float first, float second, bf16) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack_bf16(first, second)) : "memory"); }
+// 64 rows x BOX_COLS columns of sums, from column 8 `j0` on, rounded, as a swizzled box at `box`.
+DEVICE void put_box(u32 box, const float (&sums)[SUMS], int j0) {
+    const int lane = threadIdx.x & 31, warp_row = (threadIdx.x / 32 & 3) * 16;
+#if PRECISION == 2
+    // Four 8 x 8 matrices at once: rows 0 to 7 and 8 to 15 of two neighbouring groups of columns; each lane names one of their rows.
+    const int row = warp_row + (lane & 15);
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+        const float *v = sums + 4 * (j0 + j);
+        const u32 to = box + row * 128 + (((j + (lane >> 4)) ^ (row & 7)) << 4);
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(pack_bf16(v[0], v[1])), "r"(pack_bf16(v[2], v[3])), "r"(pack_bf16(v[4], v[5])),
+                     "r"(pack_bf16(v[6], v[7])) : "memory");
+    }
+#else
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = warp_row + lane / 4 + 8 * half;
+            const u32 to = box + row * 128 + (((2 * j + (lane >> 1 & 1)) ^ (row & 7)) << 4) + (lane & 1) * 8;
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(sums[4 * (j0 + j) + 2 * half]), "f"(sums[4 * (j0 + j) + 2 * half + 1]) : "memory");
+        }
+#endif
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    hopper_swiglu_dwf(const __grid_constant__ TensorMap dgrad, const __grid_constant__ TensorMap x, const float *scale, T *dwf, int batch, int inputs, int hidden) {
+    hopper_swiglu_dwf(const __grid_constant__ TensorMap dgrad, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap dwf, const float *scale, int batch, int inputs, int hidden) {
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(dgrad), tma_prefetch(x);
-    Ring ring = start_ring(shared_address(shared));
+    const u32 results = shared_address(shared);
+    Ring ring = start_ring(results + RESULTS);
     const Place p = place();
-    const TilePlace at = tile_place(blockIdx.x, (2 * hidden + ROWS - 1) / ROWS, (inputs + COLS - 1) / COLS);
-    const int row0 = at.a * ROWS, col0 = at.b * COLS, tiles = (batch + K_TILE - 1) / K_TILE;
-    wait_for_last();
+    const u32 tiles_a = (2 * hidden + ROWS - 1) / ROWS, tiles_b = (inputs + COLS - 1) / COLS, work = tiles_a * tiles_b;
+    const int tiles = (batch + K_TILE - 1) / K_TILE;
     if (threadIdx.x >= MULTIPLIERS) {
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
-            for (int tile = 0; tile < tiles; tile++)
-                feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, row0, col0, 0, batch); });
+            wait_for_last();
+            for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
+                const TilePlace at = tile_place(item, tiles_a, tiles_b);
+                for (int tile = 0; tile < tiles; tile++)
+                    feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, at.a * ROWS, at.b * COLS, 0, batch); });
+            }
         }
     } else {
         become_multiplier();
-        // (2H, B) @ (B, D) -> (2H, D)
-        Sums sums;
-        multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
-        let_next_start();
-        // Sums to shared memory, where the ring was, a gradient as it is kept; then whole rows, 16 bytes a thread.
-        constexpr int PITCH = COLS * (int)sizeof(T) + 8 * (int)sizeof(T); // so that rows start on other banks
-        static_assert(ROWS * PITCH <= RING_BYTES, "the tile fits where the ring was");
-        const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-        const auto put = [&](int m, int j, float4 v) {
-            const u32 to = ring.stages + ((warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16 + lane / 4) * PITCH + (8 * j + lane % 4 * 2) * (int)sizeof(T);
-            put_pair(to, v.x, v.y, T()), put_pair(to + 8 * PITCH, v.z, v.w, T());
-        };
-        finish(sums, ring, p, Nothing(), put);
-        barrier_among(1, MULTIPLIERS);
-        constexpr int N = Vec<T>::N, CHUNKS = COLS / N, STEP = MULTIPLIERS / CHUNKS, BATCH = N == 4 ? 8 : 4; // BATCH rows are under way together
-        static_assert(MULTIPLIERS % CHUNKS == 0 && ROWS % (STEP * BATCH) == 0, "a thread stays in its columns and takes whole batches");
-        const int chunk = threadIdx.x % CHUNKS * N, col = col0 + chunk;
-        if (col >= inputs) return; // rows are whole groups of 16 bytes
-        for (int first = threadIdx.x / CHUNKS; first < ROWS; first += STEP * BATCH) {
-            uint4 sum[BATCH];
+        const int group = threadIdx.x / 128;
+        const bool sends = threadIdx.x % 128 == 0;
+        const u64 first_to_go = evict_first();
+        const u32 boxes = results + group * BOXES * BOX_BYTES;
+        int box = 0;
+        wait_for_last();
+        for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
+            const TilePlace at = tile_place(item, tiles_a, tiles_b);
+            // (2H, B) @ (B, D) -> (2H, D)
+            Sums sums;
+            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
+            if (item + gridDim.x >= work) let_next_start();
+            // From here on the loader fills the ring for the next tile.
 #pragma unroll
-            for (int b = 0; b < BATCH; b++)
-                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(sum[b].x), "=r"(sum[b].y), "=r"(sum[b].z), "=r"(sum[b].w)
-                             : "r"(ring.stages + (first + b * STEP) * PITCH + chunk * (int)sizeof(T)) : "memory");
+            for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-            for (int b = 0; b < BATCH; b++) {
-                const int row = row0 + first + b * STEP;
-                if (row >= 2 * hidden) continue;
-                const u64 at = offset(row, inputs) + col;
-                *(uint4 *)(dwf + at) = sum[b];
-            }
+                for (int col = 0; col < COLS; col += BOX_COLS) {
+                    const u32 place = boxes + box * BOX_BYTES;
+                    if (sends) stores_read<BOXES - 1>(); // the box that was here before is gone
+                    barrier_among(2 + group, 128);
+                    put_box(place, sums.v[m], col / 8);
+                    fence_async(); // the copy engine reads what this thread wrote
+                    barrier_among(2 + group, 128);
+                    if (sends) {
+                        tma_store(dwf, place, at.b * COLS + col, at.a * ROWS + (group * M_TILES + m) * 64, first_to_go);
+                        stores_commit();
+                    }
+                    if (++box == BOXES) box = 0;
+                }
         }
+        if (sends) stores_done();
     }
 }

@@ -155,18 +155,19 @@ impl Fused {
             return Err(other_device(self.entry.name));
         };
         // dx reads the weights that the forward used, so it comes before any step that changes them.
-        let dgates = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), workspace)?
+        let own = self.source == Source::OwnKernel && !matches!(dwf, WeightGrad::Skip);
+        let gradients = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), (&mut *workspace, own))?
             .ok_or_else(|| no_forward(self.entry.name, x.rows()))?;
         match (dwf, self.source) {
             (WeightGrad::Skip, _) | (_, Source::Nowhere) => Ok(()),
             (WeightGrad::Step(step), Source::OwnKernel) => {
-                cuda::backward_dwf(cuda, dims, x, (dgates, workspace), &mut self.weight, Some(step))
+                cuda::backward_dwf(cuda, dims, x, (gradients, workspace), &mut self.weight, Some(step))
             }
             (WeightGrad::Buffer, Source::OwnKernel) => {
-                cuda::backward_dwf(cuda, dims, x, (dgates, workspace), &mut self.weight, None)
+                cuda::backward_dwf(cuda, dims, x, (gradients, workspace), &mut self.weight, None)
             }
             (_, Source::Library) => {
-                cuda::library_dwf(cuda, dims, x, dgates, &mut self.weight)?;
+                cuda::library_dwf(cuda, dims, x, gradients, &mut self.weight)?;
                 match dwf {
                     WeightGrad::Step(step) => cuda.sgd(step, &mut self.weight),
                     WeightGrad::Skip | WeightGrad::Buffer => Ok(()),

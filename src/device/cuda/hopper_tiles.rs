@@ -22,7 +22,7 @@ pub struct HopperTile {
     pub share_b: usize,
     /// Blocks that a multiprocessor should hold.
     pub blocks: usize,
-    /// Bytes of shared memory beside the ring, through which results pass; in dWf none.
+    /// Bytes of shared memory beside the ring, through which results pass.
     pub results: usize,
 }
 
@@ -200,14 +200,26 @@ pub fn backward_dx(
     first_that_fills(chip, precision, &with_results(tiles, precision), (inputs, batch), sums)
 }
 
-/// The tile of dWf.
+/// Bytes of a box of dWf on its way to memory: 64 rows of 128 bytes.
+const BOX: usize = 64 * 128;
+
+/// The tile of dWf. `results` is a few boxes for each warpgroup: in bf16 at large batches all of a tile.
 pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
-    const TILES: [HopperTile; 4] = [tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(1, 128, 1, 2), tile(1, 64, 1, 2)];
-    let tiles: &[HopperTile] = match precision {
-        Precision::Fp32Emulated => &[tile(2, 128, 1, 1), tile(1, 64, 1, 2)],
-        _ => &TILES,
+    let boxes = |tile: HopperTile, boxes: usize| HopperTile { results: boxes * tile.warpgroups * BOX, ..tile };
+    let bf16 = precision == Precision::Bf16;
+    // Two blocks of 128 x 128: what one writes goes beside what the other multiplies.
+    let two = boxes(HopperTile { m_tiles: 2, ..tile(1, 128, 1, 2) }, 2);
+    let small = [boxes(tile(2, 128, 1, 1), 4), boxes(tile(1, 128, 1, 2), 2), boxes(tile(1, 64, 1, 2), 2)];
+    let mut tiles = match precision {
+        Precision::Fp32Emulated => vec![boxes(tile(2, 128, 1, 1), 2), boxes(tile(1, 64, 1, 2), 2)],
+        _ => [&[boxes(tile(2, 256, 1, 1), if bf16 && batch > 256 { 4 } else { 2 })][..], &small].concat(),
     };
-    first_that_fills(chip, precision, tiles, (2 * hidden, inputs), &[batch])
+    if bf16 && batch <= 128 && inputs <= 2048 {
+        tiles.insert(0, two);
+    }
+    let chosen = first_that_fills(chip, precision, &tiles, (2 * hidden, inputs), &[batch]);
+    // What is left beside its results holds three stages to the byte.
+    if chosen.m_tiles == 2 { HopperTile { stages: 3, ..chosen } } else { chosen }
 }
 
 #[cfg(test)]

@@ -78,6 +78,25 @@ impl Swizzle {
     }
 }
 
+/// How many neighbouring bytes L2 asks memory for where a box wants some of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// 128.
+    Bytes128,
+    /// 256.
+    Bytes256,
+}
+
+impl Fetched {
+    fn code(self) -> sys::CUtensorMapL2promotion {
+        use sys::CUtensorMapL2promotion as Code;
+        match self {
+            Fetched::Bytes128 => Code::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            Fetched::Bytes256 => Code::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        }
+    }
+}
+
 /// A tensor on the device and the boxes that are copied of it. What of a box lies outside the tensor arrives as zeros, and is not
 /// written.
 #[derive(Clone, Copy, Debug)]
@@ -120,12 +139,20 @@ impl Boxes<'_> {
             .encode()
     }
 
+    /// The tensor map of these boxes, L2 fetching 256 bytes at a time.
+    ///
+    /// # Errors
+    /// As [`Boxes::encode_fetching`].
+    pub fn encode(&self) -> Result<TensorMap> {
+        self.encode_fetching(Fetched::Bytes256)
+    }
+
     /// The tensor map of these boxes.
     ///
     /// # Errors
     /// [`Kind::Shape`] naming the address, extent, stride or box that the hardware does not take; [`Kind::Device`] with a
     /// driver older than CUDA 12, which has no tensor maps, or when the driver refuses.
-    pub fn encode(&self) -> Result<TensorMap> {
+    pub fn encode_fetching(&self, fetched: Fetched) -> Result<TensorMap> {
         self.check()?;
         let (major, minor) = driver_version()?;
         if major < 12 {
@@ -154,7 +181,7 @@ impl Boxes<'_> {
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 self.swizzle.code(),
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                fetched.code(),
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         }

@@ -35,6 +35,15 @@ pub struct Workspace {
     plane_bytes: usize,
 }
 
+/// What a backward's first launch leaves for dWf.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradients {
+    /// Where [dg | du] (B, 2H) is.
+    pub(super) dgates: u64,
+    /// Where x^T (D, pitch) is, and its pitch, if it was wanted.
+    pub(super) transposed: Option<(u64, usize)>,
+}
+
 impl Workspace {
     /// Bytes kept between the forward and its backward.
     pub fn saved_bytes(&self, hidden: usize) -> usize {
@@ -169,8 +178,9 @@ pub(super) fn backward_outputs(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Te
     Ok((dgates, dx))
 }
 
-/// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. The address of
-/// [dg | du], good until the next backward; None when no training forward with this batch came before.
+/// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. Where [dg | du] is, good
+/// until the next backward, and what else [`backward_dwf`] reads if it is to come (`dwf`); None when no training forward with this
+/// batch came before.
 ///
 /// # Errors
 /// When the device fails.
@@ -180,14 +190,14 @@ pub fn backward_dx(
     (x, dz): (&Tensor, &Tensor),
     weight: &Param,
     dx: Option<&Tensor>,
-    workspace: &mut Workspace,
-) -> Result<Option<u64>> {
+    (workspace, dwf): (&mut Workspace, bool),
+) -> Result<Option<Gradients>> {
     const NAME: &str = "swiglu_fused_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
     let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
     if hopper::takes(cuda, dims) {
-        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes())).map(Some);
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes()), dwf).map(Some);
     }
     let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     // Saved gates are read, not multiplied: nothing is left to split.
@@ -228,7 +238,7 @@ pub fn backward_dx(
     ];
     // SAFETY: the arguments are the kernel's; shapes were checked; the state is zero before and after.
     unsafe { cuda.launch(&configuration, NAME, grid, &[&args[..], &sizes(dims)?].concat())? };
-    Ok(Some(dgates))
+    Ok(Some(Gradients { dgates, transposed: None }))
 }
 
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), by our own kernel: into the gradient's buffer, or into the weights
@@ -240,19 +250,19 @@ pub fn backward_dwf(
     cuda: &Cuda,
     dims: Dims,
     x: &Tensor,
-    (dgates, workspace): (u64, &Workspace),
+    (gradients, workspace): (Gradients, &Workspace),
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
     if hopper::takes(cuda, dims) {
-        return hopper::backward_dwf(cuda, dims, x, (dgates, workspace.last_planes()), weight, step);
+        return hopper::backward_dwf(cuda, dims, x, (gradients, workspace.last_planes()), weight, step);
     }
     let Dims { batch, inputs, hidden } = dims;
     let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
     let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
     let configuration = cuda.configuration("swiglu_fused_dwf.cu", is_aligned(cuda, dims), &defines);
     let grid = Grid::new(tile.count(2 * hidden, inputs), tile.threads(), tile.shared(0));
-    let head = [Pointer(dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
+    let head = [Pointer(gradients.dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
     match step {
         Some(step) => {
             let args = [&head[..], &update_args(cuda, weight, step)?, &sizes(dims)?].concat();
@@ -281,11 +291,11 @@ fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Ar
 ///
 /// # Errors
 /// When cuBLAS refuses.
-pub fn library_dwf(cuda: &Cuda, dims: Dims, x: &Tensor, dgates: u64, weight: &mut Param) -> Result<()> {
+pub fn library_dwf(cuda: &Cuda, dims: Dims, x: &Tensor, gradients: Gradients, weight: &mut Param) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
     let grad = cuda.weight_grad_of(weight)?.cuda()?.memory.pointer();
     let element = cuda.element();
-    let dgates = Operand { pointer: dgates, element, shape: (batch, 2 * hidden) };
+    let dgates = Operand { pointer: gradients.dgates, element, shape: (batch, 2 * hidden) };
     let x = Operand { pointer: cuda.expect_activation("dWf", "x", x)?, element, shape: (batch, inputs) };
     let grad = Operand { pointer: grad, element, shape: (2 * hidden, inputs) };
     // SAFETY: (2H, B) @ (B, D) -> (2H, D): the shapes fit, and all three live on this device.

@@ -5,7 +5,7 @@
 use super::{
     super::reference::Dims,
     Keep,
-    cuda::{Workspace, backward_outputs, sizes},
+    cuda::{Gradients, Workspace, backward_outputs, sizes},
 };
 use crate::{
     Result,
@@ -13,11 +13,11 @@ use crate::{
         Precision, SgdStep,
         cuda::{
             Cuda,
-            hopper::{Planes, activations, configuration, element, grid, matrix, transposed, wide},
+            hopper::{Planes, activations, configuration, element, grid, matrix, room_for_transposed, wide},
             hopper_linear::Input,
             hopper_tiles::{self, HopperTile},
             modules::Arg::{Map, Pointer},
-            tensor_map::{Boxes, MapElement, Swizzle, TensorMap},
+            tensor_map::{Boxes, Fetched, MapElement, Swizzle, TensorMap},
         },
     },
     tensor::{Param, Tensor},
@@ -102,8 +102,8 @@ pub fn forward(
 }
 
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch, from saved gates or
-/// with the gates made again. `planes` are x's, where the forward split it. The address of [dg | du], good until the next
-/// backward.
+/// with the gates made again. `planes` are x's, where the forward split it. Where a kernel of our own makes dWf next (`dwf`), it also
+/// leaves x^T in the precision that needs it. Good until the next backward.
 ///
 /// # Errors
 /// When the device fails.
@@ -114,7 +114,8 @@ pub fn backward_dx(
     weight: &Param,
     dx: Option<&Tensor>,
     (saved, planes): (Option<u64>, Option<Planes>),
-) -> Result<u64> {
+    dwf: bool,
+) -> Result<Gradients> {
     const NAME: &str = "hopper_swiglu_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
@@ -131,10 +132,24 @@ pub fn backward_dx(
         None => None,
     };
     let (from_dgates, _) = activations(cuda, "[dg | du]", dgates, split, (batch, 2 * hidden), images)?;
+    let kept = kept(cuda, dims, tile);
+    // A box is 128 bytes wide, and the next 128 belong to another block, with another word to L2.
+    let fetched = if kept.1 > 0 { Fetched::Bytes128 } else { Fetched::Bytes256 };
+    let wft = Boxes {
+        name: "Wf",
+        element: element(cuda),
+        pointer: wf,
+        dims: &[inputs, 2 * hidden],
+        strides: &[inputs * cuda.element().bytes()],
+        box_dims: &[wide(cuda), tile.k_tile(cuda.precision())],
+        swizzle: Swizzle::Bytes128,
+    };
+    let transposed =
+        if dwf && cuda.precision() == Precision::Tf32 { Some(room_for_transposed(cuda, batch, inputs)?) } else { None };
     let args = [
         Map(gate_up(cuda, dims, wf, tile)?),
         Map(from_x),
-        Map(matrix(cuda, "Wf", wf, (2 * hidden, inputs), tile.k_tile(cuda.precision()))?),
+        Map(wft.encode_fetching(fetched)?),
         Map(from_dgates),
         Pointer(down),
         Pointer(saved.unwrap_or(0)),
@@ -144,8 +159,10 @@ pub fn backward_dx(
         Pointer(split.map_or(0, |planes| planes.down)),
         Pointer(dx),
         Pointer(cuda.scratch("dx counters", 12)?),
+        Pointer(x),
+        Pointer(transposed.map_or(0, |(out, _)| out)),
     ];
-    let more = [("SAVED_GATES", u32::from(saved.is_some())), kept(cuda, dims, tile)];
+    let more = [("SAVED_GATES", u32::from(saved.is_some())), kept];
     let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
@@ -161,7 +178,7 @@ pub fn backward_dx(
         let grid = grid(cuda, tile, wanted.min(resident).max(1));
         cuda.launch(&configuration, NAME, grid, &[&args[..], &sizes(dims)?].concat())?;
     }
-    Ok(dgates)
+    Ok(Gradients { dgates, transposed })
 }
 
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D): into the gradient's buffer, or into the weights with SGD in the epilogue.
@@ -172,41 +189,47 @@ pub fn backward_dwf(
     cuda: &Cuda,
     dims: Dims,
     x: &Tensor,
-    (dgates, planes): (u64, Option<Planes>),
+    (gradients, planes): (Gradients, Option<Planes>),
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
+    let Gradients { dgates, transposed } = gradients;
     let x = cuda.expect_activation("dWf", "x", x)?;
     if let Some(step) = step {
-        let input = Input::of_batch(cuda, x, (batch, inputs), planes)?;
+        let input = Input { transposed, ..Input::of_batch(cuda, x, (batch, inputs), planes)? };
         return cuda.weight_step(dgates, batch, input, weight, None, step);
     }
     let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     let k_tile = tile.k_tile(cuda.precision());
-    let operand = match cuda.precision() {
-        Precision::Tf32 => {
-            let (transposed, pitch) = transposed(cuda, batch, inputs, x)?;
-            Boxes {
-                name: "x^T",
-                element: MapElement::Tf32,
-                pointer: transposed,
-                dims: &[batch, inputs],
-                strides: &[pitch * 4],
-                box_dims: &[k_tile, tile.cols],
-                swizzle: Swizzle::Bytes128,
-            }
-            .encode()?
+    let operand = match transposed {
+        Some((pointer, pitch)) => Boxes {
+            name: "x^T",
+            element: MapElement::Tf32,
+            pointer,
+            dims: &[batch, inputs],
+            strides: &[pitch * 4],
+            box_dims: &[k_tile, tile.cols],
+            swizzle: Swizzle::Bytes128,
         }
-        Precision::Fp32 | Precision::Fp32Emulated | Precision::Bf16 => {
-            activations(cuda, "x", x, planes, (batch, inputs), k_tile)?.0
-        }
+        .encode()?,
+        None => activations(cuda, "x", x, planes, (batch, inputs), k_tile)?.0,
     };
-    let down = planes.map_or(0, |planes| planes.down);
-    let head = [Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?), Map(operand), Pointer(down)];
+    let target = cuda.weight_grad_of(weight)?.cuda()?.memory.pointer();
+    // Gradients of weights are of the elements that activations are of.
+    let kept_as = if cuda.precision() == Precision::Bf16 { MapElement::Bf16 } else { MapElement::F32 };
+    let boxes = (64, wide(cuda));
+    let out = Boxes::of_matrix("dWf", kept_as, target, (2 * hidden, inputs), boxes, Swizzle::Bytes128)?;
+    let args = [
+        Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?),
+        Map(operand),
+        Map(out),
+        Pointer(planes.map_or(0, |planes| planes.down)),
+    ];
     let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &[]);
-    let grid = grid(cuda, tile, (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols));
-    let target = [Pointer(cuda.weight_grad_of(weight)?.cuda()?.memory.pointer())];
+    let tiles = (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols);
+    // Blocks that stay and take one tile after the other.
+    let grid = grid(cuda, tile, tiles.min(cuda.chip().multiprocessors * tile.blocks));
     // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone writes its part of the gradient.
-    unsafe { cuda.launch(&configuration, "hopper_swiglu_dwf", grid, &[&head[..], &target, &sizes(dims)?].concat()) }
+    unsafe { cuda.launch(&configuration, "hopper_swiglu_dwf", grid, &[&args[..], &sizes(dims)?].concat()) }
 }
