@@ -13,6 +13,9 @@ DEVICE u64 stays() {
 DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1, u64 policy) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], %4;" ::"l"(&map), "r"(src), "r"(c0), "r"(c1), "l"(policy) : "memory");
 }
+DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1, int c2, u64 policy) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4}], [%1], %5;" ::"l"(&map), "r"(src), "r"(c0), "r"(c1), "r"(c2), "l"(policy) : "memory");
+}
 // A thread's stores so far become a group; waits until shared memory of all its groups but the last PENDING has been read, or until all is written.
 DEVICE void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int PENDING = 0> DEVICE void stores_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory"); }

@@ -33,6 +33,9 @@ DEVICE void barrier_wait(u32 barrier, u32 parity) {
 DEVICE void tma_load(u32 dst, const TensorMap &map, u32 barrier, int c0, int c1) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1) : "memory");
 }
+DEVICE void tma_load(u32 dst, const TensorMap &map, u32 barrier, int c0, int c1, int c2) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2) : "memory");
+}
 DEVICE void tma_load(u32 dst, const TensorMap &map, u32 barrier, int c0, int c1, int c2, int c3) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2),
                  "r"(c3) : "memory");

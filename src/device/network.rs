@@ -8,6 +8,7 @@ use super::{
         ops,
         weight_grad::{Target, linear_step},
     },
+    cuda::epoch::Place,
     images::{Batch, Labels, Tally},
 };
 use crate::{
@@ -75,20 +76,28 @@ impl Device {
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn stem(&self, batch: &Batch, w: &Param, b: &Param, y: &mut Tensor) -> Result<()> {
+    pub fn stem(&self, batch: &Batch, (w, b): (&mut Param, &mut Param), y: &mut Tensor) -> Result<()> {
         let (outputs, inputs) = w.value.shape();
         match self {
+            Device::Cuda(cuda) if cuda.passes_stem_once(batch.x.rows(), inputs, outputs) && batch.place.is_some() => {
+                y.expect("stem", "y", batch.x.rows(), outputs)?;
+                cuda.stem_first(batch.place.unwrap_or_default(), (w, b), y)
+            }
             Device::Cuda(cuda) if cuda.takes_linear(inputs, outputs) => {
                 batch.x.expect("stem", "x", batch.x.rows(), inputs)?;
                 b.value.expect("stem", "bias", 1, outputs)?;
                 y.expect("stem", "y", batch.x.rows(), outputs)?;
+                if cuda.is_planning() && cuda.passes_stem_once(batch.x.rows(), inputs, outputs) {
+                    cuda.stem_first(Place::default(), (w, b), y)?; // what a captured step will take
+                }
                 cuda.linear(&batch.x, batch.place, (w, b), y)
             }
             Device::Cpu(_) | Device::Cuda(_) => self.linear(&batch.x, w, b, y),
         }
     }
 
-    /// The stem's [`Device::linear_backward`]; with a step, on a CPU and on Hopper, by one kernel that keeps no gradient.
+    /// The stem's [`Device::linear_backward`]; with a step, on a CPU and on Hopper, by one kernel that keeps no gradient. `following`
+    /// is where the stem's outputs for the next batch of a captured epoch may go already; true when they did.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -98,7 +107,8 @@ impl Device {
         batch: &Batch,
         (w, b): (&mut Param, &mut Param),
         step: Option<&SgdStep>,
-    ) -> Result<()> {
+        following: Option<&mut Tensor>,
+    ) -> Result<bool> {
         let (outputs, inputs) = w.value.shape();
         match (self, step) {
             (Device::Cpu(cpu), Some(step)) => {
@@ -110,14 +120,24 @@ impl Device {
                 linear_step(cpu, dy.cpu()?, dy.rows(), batch.x.cpu()?, target);
                 let shape = b.value.shape();
                 ops::column_sums(cpu, dy.cpu()?, self.velocity(&mut b.grad, shape)?.cpu_mut()?);
-                self.sgd(step, b)
+                self.sgd(step, b).map(|()| false)
+            }
+            (Device::Cuda(cuda), Some(step)) if cuda.passes_stem_once(batch.x.rows(), inputs, outputs) && batch.place.is_some() => {
+                dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
+                let place = batch.place.unwrap_or_default();
+                let following = following.filter(|_| place.moves);
+                if let Some(y) = &following {
+                    y.expect("stem", "y", batch.x.rows(), outputs)?;
+                }
+                cuda.stem_step((dy, place), (w, b), step, following.as_deref().map(|y| (place, y)))?;
+                Ok(following.is_some())
             }
             (Device::Cuda(cuda), Some(step)) if cuda.takes_linear(inputs, outputs) => {
                 dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
                 batch.x.expect("stem backward", "x", dy.rows(), inputs)?;
-                cuda.linear_step(dy, (&batch.x, batch.place), (w, b), step)
+                cuda.linear_step(dy, (&batch.x, batch.place), (w, b), step).map(|()| false)
             }
-            _ => self.linear_backward(dy, &batch.x, (w, b), step),
+            _ => self.linear_backward(dy, &batch.x, (w, b), step).map(|()| false),
         }
     }
 

@@ -66,6 +66,8 @@ pub struct Activations {
     logits: Tensor,
     /// Gradients of `hidden`, and of the logits; none for inference.
     grads: Option<(Vec<Tensor>, Tensor)>,
+    /// Whether the step before has left the stem's output for the images of this one.
+    ahead: bool,
 }
 
 impl Activations {
@@ -153,6 +155,7 @@ impl Mlp {
             hidden: outputs()?,
             logits: self.device.zeros(batch, CLASSES)?,
             grads,
+            ahead: false,
         })
     }
 
@@ -169,8 +172,10 @@ impl Mlp {
     /// From the images in the batch to what the head reads.
     fn trunk(&mut self, acts: &mut Activations, pass: Pass) -> Result<()> {
         acts.set_rows(acts.batch.x.rows())?;
-        let Linear { weight, bias } = &self.stem;
-        self.device.stem(&acts.batch, weight, bias, &mut acts.hidden[0])?; // (B, 784) @ (784, D) -> (B, D)
+        if !std::mem::take(&mut acts.ahead) {
+            let Linear { weight, bias } = &mut self.stem;
+            self.device.stem(&acts.batch, (weight, bias), &mut acts.hidden[0])?; // (B, 784) @ (784, D) -> (B, D)
+        }
         for (i, layer) in self.layers.iter_mut().enumerate() {
             let (before, after) = acts.hidden.split_at_mut(i + 1);
             layer.forward(&before[i], &mut after[0], pass)?; // (B, D) -> (B, H)
@@ -186,12 +191,27 @@ impl Mlp {
     /// # Errors
     /// When the device fails.
     pub fn step(&mut self, acts: &mut Activations, sgd: &SgdStep, clip_norm: Option<f32>) -> Result<StepOutcome> {
+        self.step_before(acts, sgd, clip_norm, false)
+    }
+
+    /// The same; `another`: these activations are for another step right after it, of the batch that follows in the order of a
+    /// captured epoch. The pass over the stem's weights that steps them may then make that batch's outputs too.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn step_before(
+        &mut self,
+        acts: &mut Activations,
+        sgd: &SgdStep,
+        clip_norm: Option<f32>,
+        another: bool,
+    ) -> Result<StepOutcome> {
         let mut outcome = StepOutcome::default();
         self.trunk(acts, Pass::Training)?;
         let Some((dhidden, dlogits)) = &mut acts.grads else {
             return Err(Error::shape("step: these activations are for inference"));
         };
-        let (device, hidden, depth) = (&self.device, &acts.hidden, self.layers.len());
+        let (device, hidden, depth) = (&self.device, &mut acts.hidden, self.layers.len());
         let Linear { weight, bias } = &mut self.head;
         device.head_loss(
             &hidden[depth],
@@ -215,7 +235,9 @@ impl Mlp {
             layer.backward(&hidden[i], &dz[0], Some(&mut dx[i]), dwf)?; // (B, H) -> (B, D), (2H, D)
         }
         let Linear { weight, bias } = &mut self.stem;
-        device.stem_backward(&dhidden[0], &acts.batch, (weight, bias), at_once)?; // (D, B) @ (B, 784) -> (D, 784)
+        // (D, B) @ (B, 784) -> (D, 784)
+        let following = if another { Some(&mut hidden[0]) } else { None };
+        acts.ahead = device.stem_backward(&dhidden[0], &acts.batch, (weight, bias), at_once, following)?;
 
         if let Some(bound) = clip_norm {
             outcome.grad_norm = self.clipped_step(*sgd, bound)?;

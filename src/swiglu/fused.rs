@@ -16,6 +16,7 @@
 pub mod cpu;
 pub mod cuda;
 mod hopper;
+pub mod hopper_step;
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,
@@ -154,6 +155,13 @@ impl Fused {
         let (Device::Cuda(cuda), Workspace::Cuda(workspace)) = (&self.config.device, &mut self.workspace) else {
             return Err(other_device(self.entry.name));
         };
+        if let (WeightGrad::Step(step), Source::OwnKernel) = (&dwf, self.source)
+            && hopper_step::takes(cuda, dims)
+            && let Some(gates) = workspace.take_gates(dims.batch)
+        {
+            let weight = &mut self.weight;
+            return hopper_step::backward_step(cuda, dims, (x, dz, gates), weight, dx.as_deref(), step);
+        }
         // dx reads the weights that the forward used, so it comes before any step that changes them.
         let own = self.source == Source::OwnKernel && !matches!(dwf, WeightGrad::Skip);
         let gradients = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), (&mut *workspace, own))?

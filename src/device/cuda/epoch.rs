@@ -6,6 +6,7 @@ use super::{
     context::Memory,
     hopper::Planes,
     hopper_linear::Input,
+    hopper_stem::IMAGES,
     log::Log,
     modules::{
         Arg::{Float, Int, Pointer},
@@ -25,7 +26,7 @@ pub struct Place {
     /// The first, where the step does not move it.
     pub(super) first: i64,
     /// Whether it moves on by a batch with every step of the log.
-    pub(super) moves: bool,
+    pub(in crate::device) moves: bool,
 }
 
 impl Place {
@@ -67,7 +68,8 @@ impl Epoch {
         Ok(Epoch {
             images,
             x,
-            transposed: only(Precision::Tf32, PIXELS * pitch(images) * 4)?,
+            // Small batches multiply without it.
+            transposed: if batch > IMAGES { only(Precision::Tf32, PIXELS * pitch(images) * 4)? } else { None },
             factors: only(Precision::Fp32Emulated, batch * 4)?,
             labels: context.allocate(images)?,
         })

@@ -80,7 +80,7 @@ impl Input {
         Ok([Pointer(step), Int(first), Int(int(self.shape.0)?)])
     }
 
-    fn factors(&self) -> u64 {
+    pub(super) fn factors(&self) -> u64 {
         self.planes.map_or(0, |planes| planes.down)
     }
 

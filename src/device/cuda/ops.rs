@@ -36,7 +36,7 @@ fn operand(tensor: &Tensor) -> Result<Operand> {
     Ok(Operand { pointer: buffer.memory.pointer(), element: buffer.element, shape: tensor.shape() })
 }
 
-pub(super) fn pointer(tensor: &Tensor) -> Result<u64> {
+pub(crate) fn pointer(tensor: &Tensor) -> Result<u64> {
     Ok(tensor.cuda()?.memory.pointer())
 }
 

@@ -243,20 +243,22 @@ impl TrainingCase {
         let mut model = self.model(self.config(entry, device, precision, gates))?;
         let images = device.images(Cow::Borrowed(&self.images))?;
         let mut acts = model.activations(batch, Pass::Training)?;
-        let mut step = |acts: &mut Activations, rows: Rows<'_>, lr: f32| -> Result<f32> {
+        let mut step = |acts: &mut Activations, rows: Rows<'_>, lr: f32, another: bool| -> Result<f32> {
             model.device().gather(&images, rows, &mut acts.batch)?;
-            Ok(model.step(acts, &SgdStep { lr, ..recipe.sgd }, recipe.clip_norm)?.tally.mean_loss() as f32)
+            let sgd = SgdStep { lr, ..recipe.sgd };
+            Ok(model.step_before(acts, &sgd, recipe.clip_norm, another)?.tally.mean_loss() as f32)
         };
         let losses = match device {
             Device::Cuda(cuda) if replayed => {
                 let cuda = cuda.with_precision(precision);
                 let size = (self.order.len(), batch, self.rates.len());
                 let log = Arc::new(recorded::training_log(&cuda, inputs, size, recipe.clip_norm.is_some())?);
-                self.replay(&cuda, &log, &images, |rows| step(&mut acts, rows, 0.0).map(|_| ()))? // the rate is the log's
+                // The rate is the log's.
+                self.replay(&cuda, &log, &images, |rows, another| step(&mut acts, rows, 0.0, another).map(|_| ()))?
             }
             _ => {
                 let steps = self.order.chunks(batch).zip(&self.rates);
-                steps.map(|(rows, &lr)| step(&mut acts, Rows::Listed(rows), lr)).collect::<Result<_>>()?
+                steps.map(|(rows, &lr)| step(&mut acts, Rows::Listed(rows), lr, false)).collect::<Result<_>>()?
             }
         };
         Ok(Outcome { weights: model.weights()?, losses })
@@ -293,28 +295,32 @@ impl TrainingCase {
         Ok(Some(Outcome { weights: model.weights()?, losses }))
     }
 
-    /// The steps as an epoch on a GPU takes them: a graph of a whole batch, replayed, and one of what is left.
+    /// The steps as an epoch on a GPU takes them: graphs of several whole batches and of one, replayed, and one of what is left.
     fn replay(
         &self,
         cuda: &Cuda,
         log: &Arc<Log>,
         images: &Images,
-        mut step: impl FnMut(Rows<'_>) -> Result<()>,
+        mut step: impl FnMut(Rows<'_>, bool) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let device = Device::Cuda(cuda.clone());
         let (batch, count) = (self.dims.batch, self.order.len());
         let last = Rows::At { first: FULL_STEPS * batch, count: count - FULL_STEPS * batch };
         if cuda.is_planning() {
             device.lay_out(log, images)?;
-            step(Rows::Next(batch))?;
-            step(last)?;
+            step(Rows::Next(batch), false)?;
+            step(last, false)?;
             return Ok(Vec::new());
         }
-        let whole = cuda.record(log, || step(Rows::Next(batch)))?;
-        let rest = cuda.record(log, || step(last))?;
+        let single = cuda.record(log, || step(Rows::Next(batch), false))?;
+        let several = cuda.record(log, || {
+            (2..=FULL_STEPS).try_for_each(|nth| step(Rows::Next(batch), nth < FULL_STEPS)) // whether another comes after it
+        })?;
+        let rest = cuda.record(log, || step(last, false))?;
         log.begin(0, &self.order, &self.rates)?;
         device.lay_out(log, images)?;
-        (0..FULL_STEPS).try_for_each(|_| whole.replay())?;
+        single.replay()?;
+        several.replay()?;
         rest.replay()?;
         Ok(log.results(self.rates.len())?.0)
     }

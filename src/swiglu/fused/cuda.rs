@@ -82,6 +82,15 @@ impl Workspace {
         self.planes.as_ref().map(|(planes, down)| Planes { hi: planes.pointer(), down: down.pointer() })
     }
 
+    /// [g | u] that the last training forward left, if it was one of `batch` images and saved them; used up then.
+    pub(super) fn take_gates(&mut self, batch: usize) -> Option<u64> {
+        let gates = self.gates.as_ref().filter(|_| self.ready == Some((batch, true))).map(Memory::pointer);
+        if gates.is_some() {
+            self.ready = None;
+        }
+        gates
+    }
+
     /// What a forward left.
     pub(super) fn keep(&mut self, cuda: &Cuda, batch: usize, keep: Keep) {
         self.element_bytes = cuda.element().bytes();
@@ -167,15 +176,18 @@ pub fn forward(
     Ok(())
 }
 
-/// Where a backward writes [dg | du] (B, 2H), in scratch, and dx (B, D), in scratch too when nobody wants it.
+/// Where a backward writes [dg | du] (B, 2H), in scratch, and dx (B, D).
 pub(super) fn backward_outputs(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Tensor>) -> Result<(u64, u64)> {
-    let bytes = cuda.element().bytes();
-    let dgates = cuda.scratch("dgates", 2 * dims.batch * dims.hidden * bytes)?;
-    let dx = match dx {
-        Some(dx) => cuda.expect_activation(op, "dx", dx)?,
-        None => cuda.scratch("unwanted dx", dims.batch * dims.inputs * bytes)?,
-    };
-    Ok((dgates, dx))
+    let dgates = cuda.scratch("dgates", 2 * dims.batch * dims.hidden * cuda.element().bytes())?;
+    Ok((dgates, dx_output(cuda, op, dims, dx)?))
+}
+
+/// Where a backward writes dx (B, D): in scratch when nobody wants it.
+pub(super) fn dx_output(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Tensor>) -> Result<u64> {
+    match dx {
+        Some(dx) => cuda.expect_activation(op, "dx", dx),
+        None => cuda.scratch("unwanted dx", dims.batch * dims.inputs * cuda.element().bytes()),
+    }
 }
 
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. Where [dg | du] is, good

@@ -89,9 +89,9 @@ impl Recorded {
             scale: 1.0,
             device_scale: false,
         };
-        let mut step = |model: &mut Mlp, rows: Rows<'_>| -> Result<()> {
+        let mut step = |model: &mut Mlp, rows: Rows<'_>, another: bool| -> Result<()> {
             model.device().gather(images, rows, &mut train_acts.batch)?;
-            model.step(train_acts, &sgd, config.clip_norm).map(|_| ())
+            model.step_before(train_acts, &sgd, config.clip_norm, another).map(|_| ())
         };
         let size = (images.len(), batch, steps);
         let persistent = config.steps == Steps::Persistent;
@@ -104,9 +104,9 @@ impl Recorded {
         cuda.prepare(|| {
             if !persistent {
                 model.device().lay_out(&log, images)?;
-                step(model, Rows::Next(batch))?;
+                step(model, Rows::Next(batch), false)?;
                 if rest > 0 {
-                    step(model, last_rows)?;
+                    step(model, last_rows, false)?;
                 }
             }
             for split in [Some(&splits.test), splits.valid.as_ref()].into_iter().flatten() {
@@ -119,9 +119,10 @@ impl Recorded {
         let (training, launches) = if persistent {
             (Training::Persistent(Persistent::new(cuda, model, images, (&log, &sgd, batch))?), None)
         } else {
-            let single = cuda.record(&log, || step(model, Rows::Next(batch)))?;
-            let burst = cuda.record(&log, || (0..BURST).try_for_each(|_| step(model, Rows::Next(batch))))?;
-            let last = if rest > 0 { Some(cuda.record(&log, || step(model, last_rows))?) } else { None };
+            let single = cuda.record(&log, || step(model, Rows::Next(batch), false))?;
+            let burst = (1..=BURST).map(|nth| nth < BURST); // whether another comes after it
+            let burst = cuda.record(&log, || burst.into_iter().try_for_each(|another| step(model, Rows::Next(batch), another)))?;
+            let last = if rest > 0 { Some(cuda.record(&log, || step(model, last_rows, false))?) } else { None };
             let launches = single.nodes();
             (Training::Launches { burst, single, last }, Some(launches))
         };

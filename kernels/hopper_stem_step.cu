@@ -1,0 +1,278 @@
+// W and its bias <- one step of SGD with dW = dy^T x, and y' = x' W'^T + bias' of the images that follow, in one pass over W        batches of up to 64 images
+//
+// x, x' (B, K), dy and y' (B, N), W and its velocity (N, K), bias (N), always fp32
+//
+// Reads     x, x' once for each 16 rows of W (from L2); dy; W, velocity, bias, once
+// Writes    W, velocity, bias, (bf16) the copy of W, y'
+// Launches  1; without dy it multiplies only, for the first images of all, and without y' it steps only, for the last: what it multiplies it multiplies the same way each time
+// Wins      over a step and a product by two launches: W is read once, and there is no launch between what changes W and what reads it
+// Loses     beyond 64 images: hopper_weight_step.cu and hopper_linear.cu then
+//
+// A block owns 16 rows of W, so all of K, and shares its sums with nobody. W and velocity pass through a ring of slots, 64 columns at a time, with the columns of x and x' that
+// belong to them; four warps take a slot, 16 columns each. As in hopper_swiglu_backward_step.cu the sums of the gradient lie in registers just as the left operand of
+// the product that follows: a weight is read, stepped, and multiplied with its new value.
+//
+// Maps: `weight`, `velocity` (N, K) fp32, box (32, 16), 128-byte swizzle; `copy` the same of bf16, 64-byte swizzle (other precisions: any map); `images` (`x_rows`, K), box (128 bytes, 64
+// rows), 128-byte swizzle: x begins at row `first` + *step * B, x' at row `next` + *step * B; without `step` at `first` and `next`. fp32-emulated: `images` are planes of fp16, lo
+// `x_rows` rows below hi, of which each pixel is the sum times *scale. `last_batch` images of x, `batch` of x'.
+// Grid: ceil(N / 16) blocks of THREADS threads. Shared memory: SHARED_BYTES.
+#include "hopper_step.cuh"
+
+#ifndef SLOTS
+#define SLOTS 5
+#endif
+
+constexpr int OUTPUTS = 16, COLUMNS = 64; // of a block; of a slot
+constexpr int WORKERS = 256, THREADS = WORKERS + 64, GROUPS = 2, GROUP_WARPS = 4;
+constexpr bool COPIES = PRECISION == 2;
+
+constexpr int STATE_BYTES = OUTPUTS * COLUMNS * 4, COPY_BYTES = COPIES ? STATE_BYTES / 2 : 0, PLANE_BYTES = IMAGES * 128, X_BYTES = (sizeof(T) == 2 ? 1 : 2) * PLANE_BYTES;
+constexpr int AT_X = 2 * STATE_BYTES + COPY_BYTES, AT_NEXT = AT_X + X_BYTES, SLOT_BYTES = AT_NEXT + X_BYTES;
+constexpr int DY_PITCH = OUTPUTS * (int)sizeof(T) + (sizeof(T) == 2 ? 16 : 32); // so that fragments meet no bank twice
+constexpr int AT_DY = SLOTS * SLOT_BYTES, AT_BIAS = AT_DY + IMAGES * DY_PITCH, AT_BARRIERS = AT_BIAS + OUTPUTS * 4, SHARED = AT_BARRIERS + SLOTS * 24;
+static_assert(SHARED <= 227 << 10 && SLOT_BYTES % 1024 == 0, "a multiprocessor's shared memory");
+#ifdef SHARED_BYTES
+static_assert(SHARED == SHARED_BYTES, "the host's count of shared memory");
+#endif
+constexpr int PART_PITCH = OUTPUTS + 4; // floats
+static_assert(WORKERS / 32 * IMAGES * PART_PITCH * 4 <= AT_DY, "parts of y' are added up where the slots were");
+
+// Where chunk `chunk` of 16 bytes of a row of a box lies.
+DEVICE u32 chunk_of(u32 box, int row, int chunk) { return box + row * 128 + ((chunk ^ (row & 7)) << 4); }
+DEVICE float half_to_float(u16 v) {
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(v));
+    return out;
+}
+DEVICE u16 load_shared_half(u32 at) {
+    u16 v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at) : "memory");
+    return v;
+}
+
+// The right operands of a warp's 16 columns (from 16 `q` on) of a slot's images.
+// Summed over images: step `step` of K, two tiles of 8 columns.
+DEVICE void load_gradient(u32 (&b)[2][2], u32 x, int q, int step, float scale, int lane) {
+    if constexpr (sizeof(T) == 2) {
+        u32 r[4];
+        ldmatrix4_trans(r, chunk_of(x, step * K_STEP + (lane & 15), 2 * q + (lane >> 4)));
+        b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+    } else {
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int image = step * K_STEP + (lane & 3) + 4 * k, col = lane / 4;
+#if PRECISION == 3
+                const u32 at = chunk_of(x, image, 2 * q + j) + col * 2;
+                b[j][k] = __float_as_uint((half_to_float(load_shared_half(at)) + half_to_float(load_shared_half(at + PLANE_BYTES))) * scale);
+#else
+                b[j][k] = load_shared(chunk_of(x + q / 2 * PLANE_BYTES, image, (q & 1) * 4 + 2 * j + col / 4) + (col & 3) * 4);
+#endif
+            }
+    }
+}
+// Summed over columns, tile `j` of them (bf16: both), in the order of as_left(): images 16 `pair` and 8 more.
+DEVICE void load_forward(u32 (&b)[2][2], u32 x, int q, int j, int pair, float scale, int lane) {
+    if constexpr (sizeof(T) == 2) {
+        u32 r[4];
+        ldmatrix4(r, chunk_of(x, pair * 16 + (lane & 7) + (lane >> 4) * 8, 2 * q + (lane >> 3 & 1)));
+        b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int image = pair * 16 + i * 8 + lane / 4;
+#if PRECISION == 3
+            const u32 at = chunk_of(x, image, 2 * q + j) + (lane & 3) * 4, hi = load_shared(at), lo = load_shared(at + PLANE_BYTES);
+#pragma unroll
+            for (int k = 0; k < 2; k++) b[i][k] = __float_as_uint((half_to_float(hi >> 16 * k) + half_to_float(lo >> 16 * k)) * scale);
+#else
+            const float2 v = load_shared_pair(chunk_of(x + q / 2 * PLANE_BYTES, image, (q & 1) * 4 + 2 * j + (lane & 3) / 2) + (lane & 1) * 8);
+            b[i][0] = __float_as_uint(v.x), b[i][1] = __float_as_uint(v.y);
+#endif
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    hopper_stem_step(const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap velocity, const __grid_constant__ TensorMap copy, const __grid_constant__ TensorMap images,
+                     const float *scale, const T *dy, T *y, float *bias, float *bias_velocity, const float *lr, const float *gradient_scale, float momentum, float weight_decay, int nesterov,
+                     const u32 *step, int first, int next, int x_rows, int last_batch, int batch, int inputs, int outputs) {
+    extern __shared__ __align__(1024) u8 shared[];
+    const u32 base = shared_address(shared);
+    Slots<SLOTS, SLOT_BYTES> slots{base, base + AT_BARRIERS, 0, 0};
+    const int chunks = (inputs + COLUMNS - 1) / COLUMNS, row0 = blockIdx.x * OUTPUTS, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    if (threadIdx.x == WORKERS) tma_prefetch(weight), tma_prefetch(velocity), tma_prefetch(images);
+    if (threadIdx.x == 0) slots.init(slots, GROUP_WARPS);
+    __syncthreads();
+
+    if (threadIdx.x >= WORKERS) {
+        if (threadIdx.x == WORKERS) {
+            // Before a step, all that is read was written, and all that is written was read, before the kernel ahead began.
+            if (!dy) wait_for_last();
+            const int moved = step ? (int)*step * batch : 0;
+            const auto ask_images = [&](u32 to, int row, int chunk) {
+#pragma unroll
+                for (int part = 0; part < X_BYTES / PLANE_BYTES; part++) {
+                    if (PRECISION == 3) tma_load(to + part * PLANE_BYTES, images, slots.come(), chunk * COLUMNS, row + part * x_rows);
+                    else tma_load(to + part * PLANE_BYTES, images, slots.come(), chunk * COLUMNS + part * (128 / (int)sizeof(T)), row);
+                }
+            };
+            for (int chunk = 0; chunk < chunks; chunk++, slots.next()) {
+                barrier_wait(slots.left(), slots.parity ^ 1);
+                barrier_expect(slots.come(), STATE_BYTES + (dy ? STATE_BYTES + X_BYTES : 0) + (y ? X_BYTES : 0));
+#pragma unroll
+                for (int part = 0; part < 2; part++) {
+                    tma_load(slots.at() + part * (STATE_BYTES / 2), weight, slots.come(), chunk * COLUMNS + 32 * part, row0);
+                    if (dy) tma_load(slots.at() + STATE_BYTES + part * (STATE_BYTES / 2), velocity, slots.come(), chunk * COLUMNS + 32 * part, row0);
+                }
+                if (dy) ask_images(slots.at() + AT_X, first + moved, chunk);
+                if (y) ask_images(slots.at() + AT_NEXT, next + moved, chunk);
+            }
+        } else if (threadIdx.x == WORKERS + 32) {
+            const u64 first_to_go = evict_first();
+            for (int chunk = 0; chunk < chunks; chunk++, slots.next()) {
+                barrier_wait(slots.stepped(), slots.parity);
+                if (dy) {
+#pragma unroll
+                    for (int part = 0; part < 2; part++) {
+                        const int col = chunk * COLUMNS + 32 * part;
+                        if (col >= inputs) break;
+                        tma_store(weight, slots.at() + part * (STATE_BYTES / 2), col, row0, first_to_go);
+                        tma_store(velocity, slots.at() + STATE_BYTES + part * (STATE_BYTES / 2), col, row0, first_to_go);
+                        if (COPIES) tma_store(copy, slots.at() + 2 * STATE_BYTES + part * (COPY_BYTES / 2), col, row0, stays());
+                    }
+                    stores_commit();
+                    stores_read();
+                }
+                barrier_arrive(slots.left());
+            }
+            stores_done();
+        }
+        __syncwarp();
+        if (warp == WORKERS / 32 + 1) barrier_among(1, WORKERS + 32); // the slots have left
+        return;
+    }
+
+    wait_for_last();
+    const Sgd sgd = dy ? sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov) : Sgd{};
+    const u32 dy_tile = base + AT_DY;
+    float *const new_bias = (float *)(shared + AT_BIAS);
+    const float factor = PRECISION == 3 ? *scale : 1.f;
+    u32 from_dy[IMAGE_STEPS][4];
+    if (dy) {
+        for (int i = threadIdx.x; i < IMAGES * OUTPUTS / Vec<T>::N; i += WORKERS) {
+            constexpr int N = Vec<T>::N, ACROSS = OUTPUTS / N;
+            const int image = i / ACROSS, col = i % ACROSS * N;
+            const bool exists = image < last_batch && row0 + col < outputs;
+            store_shared16(dy_tile + image * DY_PITCH + col * (int)sizeof(T), exists ? load16(dy + offset(image, outputs) + row0 + col) : make_uint4(0u, 0u, 0u, 0u));
+        }
+        barrier_among(2, WORKERS);
+        load_over_images<DY_PITCH>(from_dy, dy_tile, 0, lane);
+    }
+    // The bias: 16 threads an output, each with every 16th image.
+    {
+        const int output = threadIdx.x / 16;
+        float sum = 0.f;
+        if (dy) {
+#pragma unroll
+            for (int image = threadIdx.x % 16; image < IMAGES; image += 16) sum += to_float(((const T *)(shared + AT_DY + image * DY_PITCH))[output]);
+        }
+#pragma unroll
+        for (int d = 8; d > 0; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+        if (threadIdx.x % 16 == 0 && row0 + output < outputs) {
+            float w = bias[row0 + output];
+            if (dy) {
+                Sgd undecayed = sgd; // weights decay, biases do not
+                undecayed.weight_decay = 0.f;
+                float v = bias_velocity[row0 + output];
+                sgd_step(undecayed, sum, w, v);
+                bias[row0 + output] = w, bias_velocity[row0 + output] = v;
+            }
+            new_bias[output] = w;
+        }
+    }
+
+    float sums[8][2][2] = {}; // of y'^T: 16 outputs by 64 images
+    const int q = warp & 3, group = warp / GROUP_WARPS;
+    for (int skip = 0; skip < group; skip++) slots.next();
+    for (int chunk = group; chunk < chunks; chunk += GROUPS) {
+        barrier_wait(slots.come(), slots.parity);
+        // Neighbours at columns 16 q + 8 j + 2 (lane % 4), rows lane / 4 + 8 h.
+        float w[2][2][2];
+        const auto place_of = [&](int j, int h) { return chunk_of(slots.at() + q / 2 * (STATE_BYTES / 2), lane / 4 + 8 * h, (q & 1) * 4 + 2 * j + (lane & 3) / 2) + (lane & 1) * 8; };
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float2 pair = load_shared_pair(place_of(j, h));
+                w[j][h][0] = pair.x, w[j][h][1] = pair.y;
+            }
+        if (dy) {
+            // dW = dy^T x: (N, B) @ (B, K) -> (N, K)
+            float gradient[2][2][2] = {};
+#pragma unroll
+            for (int s = 0; s < IMAGE_STEPS; s++) {
+                u32 b[2][2];
+                load_gradient(b, slots.at() + AT_X, q, s, factor, lane);
+                multiply(gradient[0], from_dy[s], b[0]), multiply(gradient[1], from_dy[s], b[1]);
+            }
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const u32 at = place_of(j, h);
+                    float2 v = load_shared_pair(at + STATE_BYTES);
+                    sgd_step(sgd, gradient[j][h][0], w[j][h][0], v.x), sgd_step(sgd, gradient[j][h][1], w[j][h][1], v.y);
+                    store_shared_pair(at, make_float2(w[j][h][0], w[j][h][1]));
+                    store_shared_pair(at + STATE_BYTES, v);
+                    if (COPIES) {
+                        const int row = lane / 4 + 8 * h;
+                        store_shared(slots.at() + 2 * STATE_BYTES + q / 2 * (COPY_BYTES / 2) + row * 64 + ((((q & 1) * 2 + j) ^ (row >> 1 & 3)) << 4) + (lane & 3) * 4, pack_bf16(w[j][h][0], w[j][h][1]));
+                    }
+                }
+        }
+        if (y) {
+            // y'^T = W' x'^T: (N, K) @ (K, B) -> (N, B)
+            constexpr int AT_ONCE = K_STEP / 8;
+#pragma unroll
+            for (int j = 0; j < 2; j += AT_ONCE) {
+                u32 a[4];
+                as_left(a, w[j], w[j + AT_ONCE - 1]);
+#pragma unroll
+                for (int pair = 0; pair < IMAGES / 16; pair++) {
+                    u32 b[2][2];
+                    load_forward(b, slots.at() + AT_NEXT, q, j, pair, factor, lane);
+                    multiply(sums[2 * pair], a, b[0]), multiply(sums[2 * pair + 1], a, b[1]);
+                }
+            }
+        }
+        fence_async(); // the copy engine reads what this thread wrote
+        __syncwarp();
+        if (lane == 0) barrier_arrive(slots.stepped());
+        for (int i = 0; i < GROUPS; i++) slots.next();
+    }
+    let_next_start();
+
+    barrier_among(1, WORKERS + 32); // the slots have left
+    if (!y) return;
+    float *const parts = (float *)shared;
+#pragma unroll
+    for (int i = 0; i < IMAGES / 8; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) parts[(warp * IMAGES + i * 8 + (lane & 3) * 2 + e) * PART_PITCH + 8 * h + lane / 4] = sums[i][h][e];
+    barrier_among(2, WORKERS);
+    const int image = threadIdx.x / 4, output = threadIdx.x % 4 * 4;
+    float4 sum = *(const float4 *)(new_bias + output);
+#pragma unroll
+    for (int part = 0; part < WORKERS / 32; part++) {
+        const float4 v = *(const float4 *)(parts + (part * IMAGES + image) * PART_PITCH + output);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    }
+    if (image >= batch || row0 + output >= outputs) return;
+    T *to = y + offset(image, outputs) + row0 + output;
+    if constexpr (sizeof(T) == 2) *(uint2 *)to = make_uint2(pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
+    else *(float4 *)to = sum;
+}

@@ -1,0 +1,91 @@
+// What kernels share that step weights as they stream past, and multiply them in the same breath (batches of up to 64 images, mma.sync).
+#pragma once
+#include "engine_mma.cuh"
+#include "hopper_stream.cuh"
+#include "sgd.cuh"
+
+constexpr int IMAGES = 64;                  // of a batch
+constexpr int K_STEP = 32 / (int)sizeof(T); // of K in one step of mma
+
+// A ring of COUNT slots of BYTES each, and of each three barriers: its weights have come, they are stepped, they have left.
+template <int COUNT, int BYTES> struct Slots {
+    u32 base, barriers;
+    int slot;
+    u32 parity;
+    DEVICE u32 at() const { return base + slot * BYTES; }
+    DEVICE u32 come() const { return barriers + slot * 24; }
+    DEVICE u32 stepped() const { return come() + 8; }
+    DEVICE u32 left() const { return come() + 16; }
+    DEVICE void next() {
+        if (++slot == COUNT) slot = 0, parity ^= 1;
+    }
+    // By one thread, before any other looks. `steppers`: arrivals that mean that all of a slot is stepped.
+    DEVICE static void init(Slots all, int steppers) {
+        for (; all.parity == 0; all.next()) barrier_init(all.come(), 1), barrier_init(all.stepped(), steppers), barrier_init(all.left(), 1);
+        fence_async();
+    }
+};
+
+DEVICE float2 load_shared_pair(u32 address) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+    return v;
+}
+DEVICE void store_shared(u32 address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
+DEVICE void store_shared(u32 address, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory"); }
+DEVICE void store_shared_pair(u32 address, float2 v) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v.x), "f"(v.y) : "memory"); }
+DEVICE void store_shared16(u32 address, uint4 v) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+// The transpose of 8 x 8 elements of 16 bits that a warp holds, two neighbours of a row a thread.
+DEVICE u32 transposed(u32 v) {
+    u32 out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+    return out;
+}
+// As products read it: TF32 rounded, others as it is.
+DEVICE u32 as_operand(float v) { return PRECISION == 1 ? round_tf32(__float_as_uint(v)) : __float_as_uint(v); }
+
+// Sums of a warp, rows lane / 4 + 8 h and columns 2 (lane % 4) + e, as a left operand of the product that follows: the columns are K. bf16 takes 16 of them, from two such
+// tiles; fp32 takes 8, in an order of its own: index c of K is column 2 c, and index 4 + c column 2 c + 1. Right operands that meet it are in that order too.
+DEVICE void as_left(u32 (&a)[4], const float (&first)[2][2], const float (&second)[2][2]) {
+    if constexpr (sizeof(T) == 2) {
+        a[0] = pack_bf16(first[0][0], first[0][1]), a[1] = pack_bf16(first[1][0], first[1][1]);
+        a[2] = pack_bf16(second[0][0], second[0][1]), a[3] = pack_bf16(second[1][0], second[1][1]);
+    } else {
+#pragma unroll
+        for (int q = 0; q < 4; q++) a[q] = as_operand(first[q & 1][q >> 1]);
+    }
+}
+
+// sums += A B for one step of K, in the precision asked for.
+DEVICE void multiply(float (&sums)[2][2], const u32 (&a)[4], const u32 (&b)[2]) {
+#if PRECISION == 3
+    u32 a_hi[4], a_lo[4], b_hi[2], b_lo[2];
+    float part[2][2] = {};
+#pragma unroll
+    for (int q = 0; q < 4; q++) a_hi[q] = a[q], a_lo[q] = split_tf32(a_hi[q]);
+#pragma unroll
+    for (int q = 0; q < 2; q++) b_hi[q] = b[q], b_lo[q] = split_tf32(b_hi[q]);
+    mma(part[0], part[1], a_lo, b_hi, T());
+    mma(part[0], part[1], a_hi, b_lo, T());
+    mma(part[0], part[1], a_hi, b_hi, T());
+#pragma unroll
+    for (int e = 0; e < 2; e++) sums[0][e] += part[0][e], sums[1][e] += part[1][e];
+#else
+    mma(sums[0], sums[1], a, b, T());
+#endif
+}
+
+// The left operand A^T of a product that sums over images, from a tile whose rows are images: columns m .. m + 16 of it, for all of K. PITCH: bytes of a row.
+constexpr int IMAGE_STEPS = IMAGES / K_STEP;
+template <int PITCH> DEVICE void load_over_images(u32 (&a)[IMAGE_STEPS][4], u32 tile, int m, int lane) {
+#pragma unroll
+    for (int step = 0; step < IMAGE_STEPS; step++) {
+        const int k = step * K_STEP;
+        if constexpr (sizeof(T) == 2) {
+            ldmatrix4_trans(a[step], tile + (k + (lane & 7) + (lane >> 4) * 8) * PITCH + (m + (lane >> 3 & 1) * 8) * 2);
+        } else {
+#pragma unroll
+            for (int q = 0; q < 4; q++) a[step][q] = as_operand(__uint_as_float(load_shared(tile + (k + (lane & 3) + q / 2 * 4) * PITCH + (m + lane / 4 + q % 2 * 8) * 4)));
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The stem's step and its forward of the images that follow, in one pass over its weights, for small batches of a captured epoch:
+//! kernels/hopper_stem_step.cu.
+
+use super::{
+    Cuda,
+    epoch::Place,
+    hopper_linear::Input,
+    log::Log,
+    modules::{
+        Arg::{Float, Int, Map, Pointer},
+        Grid,
+    },
+    ops::{int, pointer},
+    tensor_map::{Boxes, MapElement, Swizzle, TensorMap},
+};
+use crate::{
+    Error, Result,
+    device::{Precision, SgdStep},
+    tensor::{Param, Tensor},
+};
+
+const FILE: &str = "hopper_stem_step.cu";
+/// Images, outputs of a block, and inputs of a slot: as in the kernel.
+pub(crate) const IMAGES: usize = 64;
+const OUTPUTS: usize = 16;
+const COLUMNS: usize = 64;
+const THREADS: usize = 256 + 64;
+
+/// The slots of weights, velocities and images that pass through shared memory: as many as there is room for.
+fn slots(precision: Precision) -> usize {
+    if precision == Precision::Bf16 { 7 } else { 5 }
+}
+
+fn shared(precision: Precision) -> usize {
+    let (state, images, pitch) = match precision {
+        Precision::Bf16 => (10, 128, OUTPUTS * 2 + 16),
+        Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (8, 256, OUTPUTS * 4 + 32),
+    };
+    slots(precision) * (OUTPUTS * COLUMNS * state + 2 * IMAGES * images + 24) + IMAGES * pitch + OUTPUTS * 4
+}
+
+/// The kernel's defines.
+pub fn defines(precision: Precision) -> Vec<(&'static str, u32)> {
+    vec![("SLOTS", slots(precision) as u32), ("SHARED_BYTES", shared(precision) as u32)]
+}
+
+/// Boxes of 16 rows by 32 columns of what streams past.
+fn stream(name: &str, element: MapElement, tensor: &Tensor) -> Result<TensorMap> {
+    let swizzle = if element == MapElement::F32 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
+    Boxes::of_matrix(name, element, pointer(tensor)?, tensor.shape(), (OUTPUTS, 32), swizzle)
+}
+
+/// What changes the weights on the way.
+struct Change<'a> {
+    /// (B, N).
+    dy: &'a Tensor,
+    place: Place,
+    sgd: &'a SgdStep,
+}
+
+impl Cuda {
+    /// Whether a stem of this shape takes its steps, and makes its outputs, in one pass over its weights: in captured steps whose
+    /// epoch is laid out. All steps of such a training do, so that numbers do not depend on which steps share a graph.
+    pub(crate) fn passes_stem_once(&self, batch: usize, inputs: usize, outputs: usize) -> bool {
+        self.takes_linear(inputs, outputs) && batch <= IMAGES
+    }
+
+    /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N), of the images at `place` of the epoch.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn stem_first(&self, place: Place, (weight, bias): (&mut Param, &mut Param), y: &Tensor) -> Result<()> {
+        self.stem_pass(None, (weight, bias), Some((place, y)))
+    }
+
+    /// The stem's step: dW = dy^T x: (N, B) @ (B, K) -> (N, K), db = column sums of dy, of the images at `place`; and the outputs
+    /// (B, N) of those at another place, with the weights after the step.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn stem_step(
+        &self,
+        (dy, place): (&Tensor, Place),
+        (weight, bias): (&mut Param, &mut Param),
+        sgd: &SgdStep,
+        following: Option<(Place, &Tensor)>,
+    ) -> Result<()> {
+        self.stem_pass(Some(Change { dy, place, sgd }), (weight, bias), following)
+    }
+
+    fn stem_pass(
+        &self,
+        change: Option<Change<'_>>,
+        (weight, bias): (&mut Param, &mut Param),
+        following: Option<(Place, &Tensor)>,
+    ) -> Result<()> {
+        const NAME: &str = "hopper_stem_step";
+        let (outputs, inputs) = weight.value.shape();
+        let input = self.epoch_input(inputs)?;
+        let (element, wide) = match self.precision() {
+            Precision::Bf16 => (MapElement::Bf16, 64),
+            Precision::Tf32 => (MapElement::Tf32, 32),
+            Precision::Fp32Emulated => (MapElement::F16, 64),
+            Precision::Fp32 => return Err(Error::shape("stem step: fp32 is not for tensor cores")),
+        };
+        let (rows, planes) = (input.shape.0, if input.planes.is_some() { 2 } else { 1 });
+        let images = input.planes.map_or(input.x, |planes| planes.hi);
+        let shape = (planes * rows, inputs);
+        let images = Boxes::of_matrix("images", element, images, shape, (IMAGES, wide), Swizzle::Bytes128)?;
+        let velocity = stream("velocity", MapElement::F32, self.velocity_of(weight)?)?;
+        let value = stream("W", MapElement::F32, &weight.value)?;
+        let copy = weight.copy.as_ref().map(|copy| stream("W in bf16", MapElement::Bf16, copy)).transpose()?;
+        let biases = [Pointer(pointer(&bias.value)?), Pointer(pointer(self.velocity_of(bias)?)?)];
+
+        let place_of = |place: Place| i32::try_from(place.first).map_err(|_| Error::shape("stem step: too many images"));
+        let (mut dy, mut sgd, mut first, mut last_batch) = (0, [Pointer(0), Pointer(0), Float(0.0), Float(0.0), Int(0)], 0, 0);
+        let mut moves = false;
+        if let Some(change) = &change {
+            dy = self.expect_activation(NAME, "dy", change.dy)?;
+            sgd = self.sgd_args(&change.sgd.for_param(weight.decays))?;
+            // The backward of the head has moved the step on.
+            first = place_of(change.place.a_step_back(change.dy.rows()))?;
+            last_batch = change.dy.rows();
+            moves |= change.place.moves;
+        }
+        let (mut y, mut next, mut batch) = (0, 0, last_batch);
+        if let Some((place, out)) = following {
+            y = self.expect_activation(NAME, "y", out)?;
+            next = place_of(place)?;
+            batch = out.rows();
+            moves |= place.moves;
+        }
+        let step = match self.recording() {
+            Some(log) if moves => log.step_pointer(),
+            Some(_) | None => 0,
+        };
+        let head = [Map(value), Map(velocity), Map(copy.unwrap_or(value)), Map(images), Pointer(input.factors()), Pointer(dy), Pointer(y)];
+        let sizes = [int(rows)?, int(last_batch)?, int(batch)?, int(inputs)?, int(outputs)?].map(Int);
+        let args = [&head[..], &biases, &sgd, &[Pointer(step), Int(first), Int(next)], &sizes].concat();
+        let configuration = self.configuration(FILE, true, &defines(self.precision()));
+        let grid = Grid::new(outputs.div_ceil(OUTPUTS), THREADS, shared(self.precision())).started_early();
+        // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.
+        unsafe { self.launch(&configuration, NAME, grid, &args) }
+    }
+
+    /// The images of the epoch that the log of this step holds; while planning, which reads nothing, none.
+    fn epoch_input(&self, inputs: usize) -> Result<Input> {
+        if self.is_planning() {
+            return Ok(Input { x: 16, shape: (1, inputs), transposed: None, planes: None, place: Place::default() });
+        }
+        let log = self.recording();
+        let epoch = log.as_deref().and_then(Log::epoch);
+        epoch.map(|epoch| epoch.input(Place::default())).ok_or_else(|| Error::shape("stem: no epoch is laid out"))
+    }
+}
