@@ -23,23 +23,22 @@
 
 #ifndef STAGES
 #define STAGES 4
-#define GROUPS 1
 #endif
 
 constexpr int COLUMNS = 64, UNITS = 32, ROWS = 2 * UNITS; // of a block; of a stage
-constexpr int GROUP_WARPS = 8, GROUP = 32 * GROUP_WARPS, WORKERS = GROUPS * GROUP, THREADS = WORKERS + 128;
+constexpr int WORKERS = 256, THREADS = WORKERS + 128;
 constexpr bool COPIES = PRECISION == 2;
 
-// Shared memory: stages, tiles of dgates (two a group, written in turns) and of x, barriers. Rows of 64 images are so much longer than their elements that fragments meet no bank twice.
+// Shared memory: stages, tiles of dgates (two, written in turns) and of x, barriers. Rows of 64 images are so much longer than their elements that fragments meet no bank twice.
 constexpr int STATE_BYTES = ROWS * COLUMNS * 4, STAGE_BYTES = 2 * STATE_BYTES + (COPIES ? STATE_BYTES / 2 : 0);
 constexpr int PITCH = COLUMNS * (int)sizeof(T) + (sizeof(T) == 2 ? 16 : 32), TILE_BYTES = IMAGES * PITCH;
-constexpr int AT_DGATES = STAGES * STAGE_BYTES, AT_X = AT_DGATES + 2 * GROUPS * TILE_BYTES, AT_BARRIERS = AT_X + TILE_BYTES, SHARED = AT_BARRIERS + STAGES * 24 + 8; // and how many blocks of the columns came before
+constexpr int AT_DGATES = STAGES * STAGE_BYTES, AT_X = AT_DGATES + 2 * TILE_BYTES, AT_BARRIERS = AT_X + TILE_BYTES, SHARED = AT_BARRIERS + STAGES * 24 + 8; // and how many blocks of the columns came before
 static_assert(SHARED <= 227 << 10, "a multiprocessor's shared memory");
 #ifdef SHARED_BYTES
 static_assert(SHARED == SHARED_BYTES, "the host's count of shared memory");
 #endif
 constexpr int PART_PITCH = COLUMNS + 4; // floats
-static_assert(2 * GROUPS * IMAGES * PART_PITCH * 4 <= AT_DGATES, "parts of dx are added up where the stages were");
+static_assert(2 * IMAGES * PART_PITCH * 4 <= AT_DGATES, "parts of dx are added up where the stages were");
 
 DEVICE u32 place(u32 tile, int row, int col) { return tile + row * PITCH + col * (int)sizeof(T); }
 
@@ -92,10 +91,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int chunks = (hidden + UNITS - 1) / UNITS, begin = chunks * split / splits, end = chunks * (split + 1) / splits;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     if (threadIdx.x == WORKERS) tma_prefetch(weight), tma_prefetch(velocity);
-    if (threadIdx.x == 0) stages.init(stages, GROUP_WARPS);
+    if (threadIdx.x == 0) stages.init(stages, WORKERS / 32);
     __syncthreads();
 
-    const int k_tile = warp & 3, half = warp >> 2 & 1, group = warp / GROUP_WARPS;
+    const int k_tile = warp & 3, half = warp >> 2;
     if (threadIdx.x >= WORKERS) {
         fewer_registers<40>();
         if (threadIdx.x == WORKERS) {
@@ -111,23 +110,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             }
         } else if (threadIdx.x == WORKERS + 32) {
             const u64 first_to_go = evict_first();
-#ifndef XW
-#define XW 0
-#endif
-#ifndef XV
-#define XV 0
-#endif
-#ifndef XL
-#define XL 0
-#endif
-            const u64 xw = XW ? stays() : first_to_go, xv = XV ? stays() : first_to_go;
             for (int chunk = begin; chunk < end; chunk++, stages.next()) {
                 barrier_wait(stages.stepped(), stages.parity);
 #pragma unroll
                 for (int part = 0; part < 2; part++) {
                     if (col0 + 32 * part >= inputs) break;
-                    tma_store(weight, stages.at() + part * (STATE_BYTES / 2), col0 + 32 * part, chunk * UNITS, 0, xw);
-                    tma_store(velocity, stages.at() + STATE_BYTES + part * (STATE_BYTES / 2), col0 + 32 * part, chunk * UNITS, 0, xv);
+                    tma_store(weight, stages.at() + part * (STATE_BYTES / 2), col0 + 32 * part, chunk * UNITS, 0, first_to_go);
+                    tma_store(velocity, stages.at() + STATE_BYTES + part * (STATE_BYTES / 2), col0 + 32 * part, chunk * UNITS, 0, first_to_go);
                     if (COPIES) tma_store(copy, stages.at() + 2 * STATE_BYTES + part * (STATE_BYTES / 4), col0 + 32 * part, chunk * UNITS, 0, stays());
                 }
                 stores_commit();
@@ -140,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (warp == WORKERS / 32 + 1) barrier_among(1, WORKERS + 32); // the stages have left
         return;
     }
-    more_registers<GROUPS == 1 ? 232 : 112>();
+    more_registers<232>();
     float sums[8][2][2] = {}; // of dx^T: 16 columns by 64 images
     // x^T as the left operand of dWf^T = x^T [dg | du], for all chunks: 16 columns by 64 images a warp.
     const u32 x_tile = base + AT_X;
@@ -156,10 +145,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     wait_for_last();
     const Sgd sgd = sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov);
-    const int in_group = threadIdx.x & (GROUP - 1), image = in_group / 4, unit = in_group % 4 * 8;
+    const int image = threadIdx.x / 4, unit = threadIdx.x % 4 * 8; // of the dgates that this thread makes
     Gates ahead;
-    ahead.load(gates, dz, image, (begin + group) * UNITS + unit, batch, hidden);
-    for (int skip = 0; skip < group; skip++) stages.next();
+    ahead.load(gates, dz, image, begin * UNITS + unit, batch, hidden);
     // A thread's weights: columns lane / 4 + 8 h of the warp's 16, rows 2 (lane % 4) + e of 8: where those of the first 8 rows lie in a stage.
     u32 within[2][2];
 #pragma unroll
@@ -169,12 +157,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const int row = half * UNITS + (lane & 3) * 2 + e, col = (k_tile & 1) * 16 + 8 * h + lane / 4;
             within[h][e] = k_tile / 2 * (STATE_BYTES / 2) + row * 128 + ((col / 4 ^ (row & 7)) << 4) + (col & 3) * 4;
         }
-    for (int chunk = begin + group; chunk < end; chunk += GROUPS) {
-        const u32 tile = base + AT_DGATES + (2 * group + ((chunk - begin) / GROUPS & 1)) * TILE_BYTES;
+    for (int chunk = begin; chunk < end; chunk++, stages.next()) {
+        const u32 tile = base + AT_DGATES + (chunk - begin & 1) * TILE_BYTES;
         ahead.derive(tile, image, unit);
-        if (chunk + GROUPS < end) ahead.load(gates, dz, image, (chunk + GROUPS) * UNITS + unit, batch, hidden);
+        if (chunk + 1 < end) ahead.load(gates, dz, image, (chunk + 1) * UNITS + unit, batch, hidden);
         else let_next_start();
-        barrier_among(3 + group, GROUP);
+        barrier_among(2, WORKERS);
 
         // dWf^T = x^T [dg | du]: (D, B) @ (B, 2H) -> (D, 2H)
         float gradient[UNITS / 8][2][2] = {};
@@ -248,10 +236,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         fence_async(); // the copy engine reads what this thread wrote
         __syncwarp();
         if (lane == 0) barrier_arrive(stages.stepped());
-        for (int i = 0; i < GROUPS; i++) stages.next();
     }
 
-    // What the block has of dx: gates and ups, and groups, added up; then what all ranges have.
+    // What the block has of dx: gates and ups, added up; then what all ranges have.
     barrier_among(1, WORKERS + 32); // the stages have left
     float *const halves = (float *)shared;
 #pragma unroll
@@ -259,12 +246,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
         for (int h = 0; h < 2; h++)
 #pragma unroll
-            for (int e = 0; e < 2; e++) halves[((group * 2 + half) * IMAGES + i * 8 + (lane & 3) * 2 + e) * PART_PITCH + k_tile * 16 + 8 * h + lane / 4] = sums[i][h][e];
+            for (int e = 0; e < 2; e++) halves[(half * IMAGES + i * 8 + (lane & 3) * 2 + e) * PART_PITCH + k_tile * 16 + 8 * h + lane / 4] = sums[i][h][e];
     barrier_among(2, WORKERS);
     const auto of_block = [&](int image, int col) {
         float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
-        for (int part = 0; part < 2 * GROUPS; part++) {
+        for (int part = 0; part < 2; part++) {
             const float4 v = *(const float4 *)(halves + (part * IMAGES + image) * PART_PITCH + col);
             sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
         }

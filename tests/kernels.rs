@@ -20,6 +20,7 @@ use mnist_swiglu::{
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
             hopper_linear::StepTile,
+            hopper_stem,
             hopper_tiles::{HopperTile, backward_dx, dwf, forward, linear},
             nvrtc::Nvrtc,
             sources,
@@ -27,6 +28,7 @@ use mnist_swiglu::{
         },
     },
     model::persistent::Shape,
+    swiglu::fused::hopper_step::StepShape,
 };
 
 mod common;
@@ -147,6 +149,10 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                             add(precision, shape.defines(precision, flag));
                         }
                     }
+                    "hopper_swiglu_backward_step.cu" => {
+                        add(precision, StepShape::fitting(chip, precision, d, d).defines());
+                    }
+                    "hopper_stem_step.cu" => add(precision, hopper_stem::defines(precision)),
                     _ => add(precision, Vec::new()),
                 }
             }

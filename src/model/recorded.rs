@@ -73,7 +73,7 @@ pub fn training_log(
     if clips || !cuda.takes_linear(PIXELS, width) {
         return Ok(log);
     }
-    Ok(log.with_epoch(Epoch::new(cuda, images, batch)?))
+    Ok(log.with_epoch(Epoch::new(cuda, (images, batch), width)?))
 }
 
 /// First image and count of each batch.

@@ -6,7 +6,6 @@ use super::{
     context::Memory,
     hopper::Planes,
     hopper_linear::Input,
-    hopper_stem::IMAGES,
     log::Log,
     modules::{
         Arg::{Float, Int, Pointer},
@@ -53,11 +52,11 @@ pub struct Epoch {
 const LARGEST: f32 = (1.0 - MEAN) / STD;
 
 impl Epoch {
-    /// Room for `images` images, in batches of up to `batch`.
+    /// Room for `images` images, in batches of up to `batch`, for a stem of `width` outputs.
     ///
     /// # Errors
     /// When there is no memory for them.
-    pub fn new(cuda: &Cuda, images: usize, batch: usize) -> Result<Epoch> {
+    pub fn new(cuda: &Cuda, (images, batch): (usize, usize), width: usize) -> Result<Epoch> {
         let context = cuda.context();
         // Two planes of fp16 take as much as fp32.
         let x = context.allocate(images * PIXELS * cuda.element().bytes())?;
@@ -69,7 +68,11 @@ impl Epoch {
             images,
             x,
             // Small batches multiply without it.
-            transposed: if batch > IMAGES { only(Precision::Tf32, PIXELS * pitch(images) * 4)? } else { None },
+            transposed: if cuda.passes_stem_once(batch, PIXELS, width) {
+                None
+            } else {
+                only(Precision::Tf32, PIXELS * pitch(images) * 4)?
+            },
             factors: only(Precision::Fp32Emulated, batch * 4)?,
             labels: context.allocate(images)?,
         })

@@ -26,6 +26,11 @@ const OUTPUTS: usize = 16;
 const COLUMNS: usize = 64;
 const THREADS: usize = 256 + 64;
 
+/// The least width for which one pass over the weights wins: a narrower network's step is a chain of waits, which it does not shorten.
+pub(crate) fn narrowest(precision: Precision) -> usize {
+    if precision == Precision::Fp32Emulated { 2048 } else { 1024 }
+}
+
 /// The slots of weights, velocities and images that pass through shared memory: as many as there is room for.
 fn slots(precision: Precision) -> usize {
     if precision == Precision::Bf16 { 7 } else { 5 }
@@ -62,7 +67,7 @@ impl Cuda {
     /// Whether a stem of this shape takes its steps, and makes its outputs, in one pass over its weights: in captured steps whose
     /// epoch is laid out. All steps of such a training do, so that numbers do not depend on which steps share a graph.
     pub(crate) fn passes_stem_once(&self, batch: usize, inputs: usize, outputs: usize) -> bool {
-        self.takes_linear(inputs, outputs) && batch <= IMAGES
+        self.takes_linear(inputs, outputs) && batch <= IMAGES && outputs >= narrowest(self.precision())
     }
 
     /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N), of the images at `place` of the epoch.
@@ -112,8 +117,10 @@ impl Cuda {
         let copy = weight.copy.as_ref().map(|copy| stream("W in bf16", MapElement::Bf16, copy)).transpose()?;
         let biases = [Pointer(pointer(&bias.value)?), Pointer(pointer(self.velocity_of(bias)?)?)];
 
-        let place_of = |place: Place| i32::try_from(place.first).map_err(|_| Error::shape("stem step: too many images"));
-        let (mut dy, mut sgd, mut first, mut last_batch) = (0, [Pointer(0), Pointer(0), Float(0.0), Float(0.0), Int(0)], 0, 0);
+        let place_of =
+            |place: Place| i32::try_from(place.first).map_err(|_| Error::shape("stem step: too many images"));
+        let (mut dy, mut sgd, mut first, mut last_batch) =
+            (0, [Pointer(0), Pointer(0), Float(0.0), Float(0.0), Int(0)], 0, 0);
         let mut moves = false;
         if let Some(change) = &change {
             dy = self.expect_activation(NAME, "dy", change.dy)?;
@@ -134,7 +141,15 @@ impl Cuda {
             Some(log) if moves => log.step_pointer(),
             Some(_) | None => 0,
         };
-        let head = [Map(value), Map(velocity), Map(copy.unwrap_or(value)), Map(images), Pointer(input.factors()), Pointer(dy), Pointer(y)];
+        let head = [
+            Map(value),
+            Map(velocity),
+            Map(copy.unwrap_or(value)),
+            Map(images),
+            Pointer(input.factors()),
+            Pointer(dy),
+            Pointer(y),
+        ];
         let sizes = [int(rows)?, int(last_batch)?, int(batch)?, int(inputs)?, int(outputs)?].map(Int);
         let args = [&head[..], &biases, &sgd, &[Pointer(step), Int(first), Int(next)], &sizes].concat();
         let configuration = self.configuration(FILE, true, &defines(self.precision()));

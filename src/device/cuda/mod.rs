@@ -244,14 +244,7 @@ impl Cuda {
             Element::F32 | Element::Bf16 => compile::define(self.precision),
         };
         let (major, minor) = self.shared.context.gpu().capability;
-        let mut defines = [&[("PRECISION", precision), ("ALIGNED", u32::from(aligned))], more].concat();
-        if let Ok(text) = std::env::var("XDEF") {
-            for part in text.split(',').filter(|p| !p.is_empty()) {
-                let (k, v) = part.split_once('=').unwrap();
-                let k: &'static str = Box::leak(k.to_string().into_boxed_str());
-                defines.push((k, v.parse().unwrap()));
-            }
-        }
+        let defines = [&[("PRECISION", precision), ("ALIGNED", u32::from(aligned))], more].concat();
         Configuration { file, defines, arch: Arch::of_device(major as u32, minor as u32) }
     }
 

@@ -12,6 +12,7 @@ use crate::{
         cuda::{
             Cuda,
             context::Chip,
+            hopper_stem::narrowest,
             modules::{
                 Arg::{Int, Map, Pointer},
                 Grid,
@@ -48,7 +49,7 @@ impl StepShape {
 
     /// Its defines.
     pub fn defines(&self) -> Vec<(&'static str, u32)> {
-        vec![("STAGES", self.stages as u32), ("GROUPS", 1), ("SHARED_BYTES", self.shared() as u32)]
+        vec![("STAGES", self.stages as u32), ("SHARED_BYTES", self.shared() as u32)]
     }
 
     /// Bytes of shared memory: stages of weights, velocities and (bf16) copies, two tiles of dgates and one of x, barriers.
@@ -79,7 +80,7 @@ fn gates_and_ups(name: &str, element: MapElement, tensor: &Tensor) -> Result<Ten
 
 /// Whether the one-pass backward takes a layer of this shape.
 pub fn takes(cuda: &Cuda, dims: Dims) -> bool {
-    hopper::takes(cuda, dims) && dims.batch <= IMAGES
+    hopper::takes(cuda, dims) && dims.batch <= IMAGES && dims.inputs >= narrowest(cuda.precision())
 }
 
 /// dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), and Wf <- SGD with dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), in one
@@ -128,7 +129,8 @@ mod tests {
     #[test]
     fn the_blocks_of_one_pass_fit_the_chip_and_each_has_units() {
         for precision in [Precision::Tf32, Precision::Bf16, Precision::Fp32Emulated] {
-            for (inputs, hidden) in [(8, 8), (72, 40), (512, 512), (784, 1024), (2048, 2048), (4096, 4096), (16384, 64)] {
+            for (inputs, hidden) in [(8, 8), (72, 40), (512, 512), (784, 1024), (2048, 2048), (4096, 4096), (16384, 64)]
+            {
                 let shape = StepShape::fitting(Chip::H200, precision, inputs, hidden);
                 assert!(shape.shared() <= Chip::H200.shared_per_block, "{shape:?}");
                 assert!((1..=hidden.div_ceil(UNITS)).contains(&shape.splits), "{shape:?}");

@@ -121,7 +121,8 @@ impl Recorded {
         } else {
             let single = cuda.record(&log, || step(model, Rows::Next(batch), false))?;
             let burst = (1..=BURST).map(|nth| nth < BURST); // whether another comes after it
-            let burst = cuda.record(&log, || burst.into_iter().try_for_each(|another| step(model, Rows::Next(batch), another)))?;
+            let burst = cuda
+                .record(&log, || burst.into_iter().try_for_each(|another| step(model, Rows::Next(batch), another)))?;
             let last = if rest > 0 { Some(cuda.record(&log, || step(model, last_rows, false))?) } else { None };
             let launches = single.nodes();
             (Training::Launches { burst, single, last }, Some(launches))
