@@ -5,7 +5,7 @@
 // Writes    dWf
 // Launches  1, persistent
 // Wins      at large B by wgmma; at small B it is a stream of writes
-// Loses     in bf16 up to 256 images to a library product, by 2 to 16 us; to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
+// Loses     in bf16 to a library product, by 2 to 16 us; to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
 //
 // At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup puts a box of 64 rows x 128 bytes
 // in one of its BOXES places, one thread hands it to the copy engine, and the next box, or the next tile's product, goes on meanwhile. L2 is told to let
