@@ -65,6 +65,7 @@ fn config() -> Config {
         seed: u64::MAX,
         validation: 10,
         steps: mnist_swiglu::model::persistent::Steps::Launches,
+        tiles: BTreeMap::new(),
     }
 }
 

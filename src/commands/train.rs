@@ -6,7 +6,7 @@ use std::{fs::File, io::Write, path::Path, sync::atomic::AtomicBool, time::Insta
 use super::{interrupt, train_output::TrainOutput};
 use crate::{
     Error, Kind, Result,
-    cli::TrainArgs,
+    cli::{TrainArgs, TuneArgs},
     data,
     device::Device,
     model::{
@@ -36,7 +36,9 @@ const EPOCHS: u32 = 5;
 /// When something asked for is not there, training diverges, or the user stops it ([`Kind::Interrupted`]).
 pub fn run(args: TrainArgs) -> Result<()> {
     let started = Instant::now();
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    // A run that goes on keeps its tiles, and a step alone is not worth the measuring.
+    let tune = TuneArgs { no_autotune: args.tune.no_autotune || args.dry_run || args.resume.is_some() };
+    let (device, chosen) = super::open_tuned(&args.device, tune)?;
     let mut output = TrainOutput::new(args.quiet, args.json);
     output.on_message(&format!("device: {chosen}"));
     let stop = interrupt::watch("stopping after this step and saving")?;
@@ -81,7 +83,7 @@ fn begin(
     }
     prepare(device, &mut trainer, output)?;
     let run = RunDir::create(args.out.clone(), &config.swiglu, &config.device)?;
-    run.write_config(&config)?;
+    run.write_config(trainer.config())?;
     let metrics = run.new_metrics()?;
     finish(args, run, metrics, trainer, output, stop)
 }
@@ -161,8 +163,12 @@ fn prepare(
     trainer: &mut Trainer,
     output: &mut TrainOutput<impl Write + Send, impl Write + Send>,
 ) -> Result<()> {
+    let before = super::tune_time(device);
     let Some(ready) = trainer.prepare()? else { return Ok(()) };
-    let Ready { compile, capture_ms, launches } = ready;
+    if let Some(tuned) = super::tuned_since(device, before) {
+        output.on_message(&tuned);
+    }
+    let Ready { compile, capture_ms, launches, .. } = ready;
     let step = match launches {
         Some(launches) => format!("a graph of {launches} launches a step"),
         None => "a launch of hundreds of steps".into(),
@@ -174,10 +180,10 @@ fn prepare(
         compile.compiled,
         compile.modules - compile.compiled
     ));
-    if let Device::Cuda(cuda) = device
-        && let Some(warning) = cuda.take_warning()
-    {
-        output.on_message(&format!("warning: {warning}"));
+    if let Device::Cuda(cuda) = device {
+        while let Some(warning) = cuda.take_warning() {
+            output.on_message(&format!("warning: {}", super::in_full(&warning)));
+        }
     }
     Ok(())
 }
@@ -249,6 +255,7 @@ fn configuration(args: &TrainArgs, device: &Device) -> Config {
         seed: args.seed,
         validation: args.validation as usize,
         steps: args.steps,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 

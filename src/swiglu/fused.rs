@@ -16,6 +16,7 @@
 pub mod cpu;
 pub mod cuda;
 mod hopper;
+mod trials;
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,

@@ -1,5 +1,7 @@
 //! What a run is: everything that decides its losses, kept in the run's folder so that `--resume` needs nothing else.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -64,6 +66,9 @@ pub struct Config {
     /// How steps are run on a GPU: `launches` or `persistent`, once the run has begun.
     #[serde(default = "Steps::of_old")]
     pub steps: Steps,
+    /// The tiles of the fused kernels on a GPU, by problem, once the run has been given some: they decide the order of sums.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tiles: BTreeMap<String, String>,
 }
 
 impl Config {

@@ -58,27 +58,27 @@ impl HopperTile {
     }
 
     /// Tiles of a product of `rows` (of the weight) x `cols`, in whole clusters, times the splits.
-    fn count(&self, rows: usize, cols: usize) -> usize {
+    pub(super) fn count(&self, rows: usize, cols: usize) -> usize {
         let a = rows.div_ceil(self.rows()).next_multiple_of(self.share_b);
         let b = cols.div_ceil(self.cols).next_multiple_of(self.share_a);
         a * b * self.splits
     }
 
     /// Whether every split has some of a sum over `k`, as the kernels trust.
-    fn splits_evenly(&self, k: usize, precision: Precision) -> bool {
+    pub(super) fn splits_evenly(&self, k: usize, precision: Precision) -> bool {
         let tiles = k.div_ceil(self.k_tile(precision));
         (self.splits - 1) * tiles.div_ceil(self.splits) < tiles
     }
 
     /// The same with as many stages as shared memory holds, 16 at most.
-    fn filled(self, precision: Precision) -> HopperTile {
+    pub(super) fn filled(self, precision: Precision) -> HopperTile {
         let room = (SHARED / self.blocks).saturating_sub(2048 + self.results);
         HopperTile { stages: (room / self.stage(precision)).clamp(2, 16), ..self }
     }
 
     /// The same with room for results: for what the other splits send, and for g, u and z of the block's images, or of as many
     /// as [`STAGED`] bytes hold.
-    fn with_results(self, precision: Precision) -> HopperTile {
+    pub(super) fn with_results(self, precision: Precision) -> HopperTile {
         let element = if precision == Precision::Bf16 { 2 } else { 4 };
         let staged = 3 * self.cols / self.splits * (self.rows() / 2 * element + 16);
         let sent = self.rows() * self.cols * 4 / self.splits * (self.splits - 1);
@@ -107,7 +107,7 @@ const SHARED: usize = 227 << 10;
 /// Bytes beside the ring for results on their way to memory: in bf16 those of 64 images of a tile of 128 rows.
 const STAGED: usize = 27_648;
 
-const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> HopperTile {
+pub(super) const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> HopperTile {
     HopperTile { warpgroups, m_tiles: 1, cols, stages: 0, splits, share_a: 1, share_b: 1, blocks, results: 0 }
 }
 
