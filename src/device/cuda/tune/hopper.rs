@@ -89,8 +89,10 @@ fn hopeful(
     let enough = blocks(&rule).min(chip.multiprocessors) / 2;
     let area = |tile: &HopperTile| tile.rows() * tile.cols;
     let may = |tile: &HopperTile| {
-        // Split operands take the registers of wider tiles, and of a second product of 64 rows.
-        let registers = precision != Precision::Fp32Emulated || (tile.m_tiles == 1 && tile.cols * tile.blocks <= 128);
+        // Split operands take the registers of wider tiles, of a second product of 64 rows, and of sums on their way to other splits
+        // where two blocks share a multiprocessor.
+        let room = tile.m_tiles == 1 && tile.cols * tile.blocks <= 128 && tile.splits.min(tile.blocks) == 1;
+        let registers = precision != Precision::Fp32Emulated || room;
         registers
             && blocks(tile) >= enough
             && area(tile) * 4 >= area(&rule)
