@@ -87,3 +87,20 @@ impl Config {
         Ok(MlpConfig { entry: swiglu::find(&self.swiglu)?, layer, depth: self.network.depth })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_come_back_as_they_were_and_a_configuration_of_old_has_none() {
+        let config = Config { tiles: BTreeMap::from([("forward".into(), "64x64".into())]), ..crate::testing::config() };
+        let written = serde_json::to_value(&config).unwrap();
+        assert_eq!(serde_json::from_value::<Config>(written).unwrap(), config);
+        let mut old = serde_json::to_value(crate::testing::config()).unwrap();
+        assert!(old.get("tiles").is_none(), "what has no tiles does not speak of them");
+        old.as_object_mut().unwrap().remove("steps");
+        let old: Config = serde_json::from_value(old).unwrap();
+        assert_eq!((old.steps, old.tiles.len()), (Steps::Launches, 0));
+    }
+}
