@@ -80,7 +80,8 @@ pub fn forward(
     distinct(rule, same.chain(others).filter(|(_, splits)| *splits > 0))
 }
 
-/// For the backward.
+/// For the backward, whose blocks are handed work in order and never wait for what is not begun: any grid of as many as there are
+/// splits ends.
 pub fn backward_dx(
     chip: Chip,
     precision: Precision,
