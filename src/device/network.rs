@@ -122,7 +122,9 @@ impl Device {
                 ops::column_sums(cpu, dy.cpu()?, self.velocity(&mut b.grad, shape)?.cpu_mut()?);
                 self.sgd(step, b).map(|()| false)
             }
-            (Device::Cuda(cuda), Some(step)) if cuda.passes_stem_once(batch.x.rows(), inputs, outputs) && batch.place.is_some() => {
+            (Device::Cuda(cuda), Some(step))
+                if cuda.passes_stem_once(batch.x.rows(), inputs, outputs) && batch.place.is_some() =>
+            {
                 dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
                 let place = batch.place.unwrap_or_default();
                 let following = following.filter(|_| place.moves);

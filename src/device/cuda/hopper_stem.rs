@@ -112,8 +112,10 @@ impl Cuda {
         let copy = weight.copy.as_ref().map(|copy| stream("W in bf16", MapElement::Bf16, copy)).transpose()?;
         let biases = [Pointer(pointer(&bias.value)?), Pointer(pointer(self.velocity_of(bias)?)?)];
 
-        let place_of = |place: Place| i32::try_from(place.first).map_err(|_| Error::shape("stem step: too many images"));
-        let (mut dy, mut sgd, mut first, mut last_batch) = (0, [Pointer(0), Pointer(0), Float(0.0), Float(0.0), Int(0)], 0, 0);
+        let place_of =
+            |place: Place| i32::try_from(place.first).map_err(|_| Error::shape("stem step: too many images"));
+        let (mut dy, mut sgd, mut first, mut last_batch) =
+            (0, [Pointer(0), Pointer(0), Float(0.0), Float(0.0), Int(0)], 0, 0);
         let mut moves = false;
         if let Some(change) = &change {
             dy = self.expect_activation(NAME, "dy", change.dy)?;
@@ -134,7 +136,15 @@ impl Cuda {
             Some(log) if moves => log.step_pointer(),
             Some(_) | None => 0,
         };
-        let head = [Map(value), Map(velocity), Map(copy.unwrap_or(value)), Map(images), Pointer(input.factors()), Pointer(dy), Pointer(y)];
+        let head = [
+            Map(value),
+            Map(velocity),
+            Map(copy.unwrap_or(value)),
+            Map(images),
+            Pointer(input.factors()),
+            Pointer(dy),
+            Pointer(y),
+        ];
         let sizes = [int(rows)?, int(last_batch)?, int(batch)?, int(inputs)?, int(outputs)?].map(Int);
         let args = [&head[..], &biases, &sgd, &[Pointer(step), Int(first), Int(next)], &sizes].concat();
         let configuration = self.configuration(FILE, true, &defines(self.precision()));

@@ -128,7 +128,8 @@ mod tests {
     #[test]
     fn the_blocks_of_one_pass_fit_the_chip_and_each_has_units() {
         for precision in [Precision::Tf32, Precision::Bf16, Precision::Fp32Emulated] {
-            for (inputs, hidden) in [(8, 8), (72, 40), (512, 512), (784, 1024), (2048, 2048), (4096, 4096), (16384, 64)] {
+            for (inputs, hidden) in [(8, 8), (72, 40), (512, 512), (784, 1024), (2048, 2048), (4096, 4096), (16384, 64)]
+            {
                 let shape = StepShape::fitting(Chip::H200, precision, inputs, hidden);
                 assert!(shape.shared() <= Chip::H200.shared_per_block, "{shape:?}");
                 assert!((1..=hidden.div_ceil(UNITS)).contains(&shape.splits), "{shape:?}");
