@@ -188,6 +188,48 @@ impl Device {
         }
     }
 
+    /// Whether [`Device::head_loss_dz`] and [`Device::head_step`] are faster than a loss and a backward, where a step may be taken at once.
+    pub fn joins_head(&self, batch: usize, hidden: usize) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            Device::Cuda(cuda) => cuda.joins_head(batch, hidden),
+        }
+    }
+
+    /// The head, softmax cross-entropy, and the gradient of what the head reads: all that the layers' backward waits for. The step on
+    /// the head, and the sum of the losses, are left to [`Device::head_step`].
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or the device has no such kernel.
+    pub fn head_loss_dz(&self, z: &Tensor, (w, b): (&Param, &Param), batch: &Batch, dz: &mut Tensor) -> Result<()> {
+        z.expect("head loss", "z", batch.x.rows(), w.value.cols())?;
+        dz.expect("head loss", "dz", z.rows(), z.cols())?;
+        match (self, &batch.labels) {
+            (Device::Cuda(cuda), Labels::Cuda(labels)) => {
+                cuda.head_loss_dz(z, (&w.value, &b.value), (labels, batch.place), dz)
+            }
+            _ => Err(Error::shape("head loss: a CPU takes the head's two directions apart")),
+        }
+    }
+
+    /// The step on the head's weights after [`Device::head_loss_dz`] over `rows` rows. Losses and hits are added to the tally, or go to
+    /// the log of a captured step, which ends here.
+    ///
+    /// # Errors
+    /// When the device fails, or has no such kernel.
+    pub fn head_step(
+        &self,
+        rows: usize,
+        (w, b): (&mut Param, &mut Param),
+        step: &SgdStep,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        match self {
+            Device::Cuda(cuda) => cuda.head_step(rows, (w, b), step, tally),
+            Device::Cpu(_) => Err(Error::shape("head step: a CPU takes it in the head's backward")),
+        }
+    }
+
     /// dz = dlogits W: (B, 10) @ (10, H) -> (B, H); dW = dlogits^T z: (10, B) @ (B, H) -> (10, H) and db: into their
     /// buffers or, when a step is given, into the weights.
     ///

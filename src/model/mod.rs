@@ -193,18 +193,17 @@ impl Mlp {
         };
         let (device, hidden, depth) = (&self.device, &acts.hidden, self.layers.len());
         let Linear { weight, bias } = &mut self.head;
-        device.head_loss(
-            &hidden[depth],
-            (weight, bias),
-            &acts.batch,
-            &mut acts.logits,
-            Some(dlogits),
-            &mut outcome.tally,
-        )?;
-
+        let z = &hidden[depth];
         let at_once = if clip_norm.is_none() { Some(sgd) } else { None };
-        // (B, 10) @ (10, H) -> (B, H); (10, B) @ (B, H) -> (10, H)
-        device.head_backward(&hidden[depth], (weight, bias), dlogits, &mut dhidden[depth], at_once)?;
+        let joined = at_once.filter(|_| device.joins_head(z.rows(), z.cols()));
+        // (B, H) @ (H, 10) -> (B, 10); (B, 10) @ (10, H) -> (B, H); (10, B) @ (B, H) -> (10, H)
+        if joined.is_some() {
+            device.head_loss_dz(z, (weight, bias), &acts.batch, &mut dhidden[depth])?;
+        } else {
+            let (logits, tally) = (&mut acts.logits, &mut outcome.tally);
+            device.head_loss(z, (weight, bias), &acts.batch, logits, Some(dlogits), tally)?;
+            device.head_backward(z, (weight, bias), dlogits, &mut dhidden[depth], at_once)?;
+        }
         for (i, layer) in self.layers.iter_mut().enumerate().rev() {
             let dwf = match at_once {
                 _ if !layer.entry().trains_weight => WeightGrad::Skip,
@@ -213,6 +212,11 @@ impl Mlp {
             };
             let (dx, dz) = dhidden.split_at_mut(i + 1);
             layer.backward(&hidden[i], &dz[0], Some(&mut dx[i]), dwf)?; // (B, H) -> (B, D), (2H, D)
+        }
+        if let Some(sgd) = joined {
+            // Nothing waits for it: it runs beside the steps of layers and stem.
+            let Linear { weight, bias } = &mut self.head;
+            device.head_step(z.rows(), (weight, bias), sgd, &mut outcome.tally)?;
         }
         let Linear { weight, bias } = &mut self.stem;
         device.stem_backward(&dhidden[0], &acts.batch, (weight, bias), at_once)?; // (D, B) @ (B, 784) -> (D, 784)
