@@ -8,7 +8,7 @@
 #endif
 constexpr int CLASSES = 10, THREADS = 256;
 
-// From L2: what is read before the wait may be in L1 as it was a step ago.
+// As the one of early.cuh.
 DEVICE float load_cg(const float *p) {
     float v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");

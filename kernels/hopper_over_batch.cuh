@@ -2,12 +2,18 @@
 #pragma once
 #include "hopper_product.cuh"
 
-// `dgrad`: dy, box (128 bytes, K_TILE). `x`: box (64, 64), or TF32: x^T, box (32, COLS), or fp32-emulated: its planes, lo `x_rows` rows below hi. The batch's images begin
+#ifndef DY_TRANSPOSED
+#define DY_TRANSPOSED 0
+#endif
+static_assert(!DY_TRANSPOSED || PRECISION == 1, "other precisions read what they sum over either way");
+
+// `dgrad`: dy, box (128 bytes, K_TILE); DY_TRANSPOSED: dy^T, box (32, ROWS). `x`: box (64, 64), or TF32: x^T, box (32, COLS), or fp32-emulated: its planes, lo `x_rows` rows below hi. The batch's images begin
 // at row `image0` of x.
 DEVICE void load_over_batch(u32 a, u32 b, u32 full, const TensorMap &dgrad, const TensorMap &x, int k, int row0, int col0, int image0, int x_rows) {
     constexpr int WIDE = PRECISION == 2 ? 64 : 32;
+    if (DY_TRANSPOSED) tma_load(a, dgrad, full, k, row0);
 #pragma unroll
-    for (int block = 0; block < ROWS / WIDE; block++) tma_load(a + block * (K_TILE * 128), dgrad, full, row0 + block * WIDE, k);
+    for (int block = 0; block < (DY_TRANSPOSED ? 0 : ROWS / WIDE); block++) tma_load(a + block * (K_TILE * 128), dgrad, full, row0 + block * WIDE, k);
     if (PRECISION == 1) {
         tma_load(b, x, full, image0 + k, col0);
     } else {

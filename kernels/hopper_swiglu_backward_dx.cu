@@ -10,6 +10,10 @@
 // fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, which works the derivative out twice, first
 // for the largest element; else in a phase between, when [dg | du] is whole.
 //
+// ALONG_BATCH 1 (TF32 with saved gates): what the weights' gradients read, which TF32's tensor cores want along the batch, is written the other way round too, each
+// where its pointer is not null: [dg | du]^T (2H, `pitch`) by phase 1, whose threads have four images of four units; x^T (D, `pitch`) by the loader's three other
+// warps, meanwhile; dx^T (D, `pitch`) from the sums.
+//
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
 // `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
 // `state`: three u32, zero before and after. Grid: a multiple of CLUSTER, at most what runs at once.
@@ -22,6 +26,25 @@
 #if !SAVED_GATES
 constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
+#ifndef ALONG_BATCH
+#define ALONG_BATCH 0
+#endif
+static_assert(!ALONG_BATCH || (PRECISION == 1 && SAVED_GATES), "other precisions read what they sum over either way");
+
+// Four rows of four neighbours, the other way round: columns of 16 bytes each.
+DEVICE void write_columns(float *matrix, const float (&v)[4][4], int row, int col, int pitch) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) *(float4 *)(matrix + offset(col + e, pitch) + row) = make_float4(v[0][e], v[1][e], v[2][e], v[3][e]);
+}
+// Visits a matrix (rows, cols) by four rows of four columns, f(row, col), a warp 16 rows of 32 at a time: warp `first` of `warps`.
+template <class F> DEVICE void each_quad(u32 first, u32 warps, int rows, int cols, const F &f) {
+    const int lane = threadIdx.x & 31;
+    const u32 across = (cols + 31) / 32, count = across * ((rows + 15) / 16);
+    for (u32 i = first; i < count; i += warps) {
+        const int row = i / across * 16 + (lane >> 3) * 4, col = i % across * 32 + (lane & 7) * 4;
+        if (row < rows && col < cols) f(row, col);
+    }
+}
 
 // Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
 // The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA. One thread's release covers what the barrier told it of.
@@ -40,7 +63,11 @@ DEVICE void grid_wait(const u32 *counter) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     hopper_swiglu_backward_dx(const __grid_constant__ TensorMap wf, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap wft, const __grid_constant__ TensorMap dgrad, const float *scale,
-                              const T *gates, const T *dz, T *dgates, u16 *planes, float *plane_scale, T *dx, u32 *state, int batch, int inputs, int hidden) {
+                              const T *gates, const T *dz, T *dgates, u16 *planes, float *plane_scale, T *dx, u32 *state,
+#if ALONG_BATCH
+                              const float *x_rows, float *x_t, float *dgates_t, float *dx_t, int pitch,
+#endif
+                              int batch, int inputs, int hidden) {
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(wft), tma_prefetch(dgrad);
     Ring ring = start_ring(shared_address(shared));
@@ -95,6 +122,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             finish_beside();
         }
 #endif
+#if ALONG_BATCH
+        if (threadIdx.x >= MULTIPLIERS + 32 && x_t) {
+            wait_for_last(); // the kernel ahead may be another layer's step, which reads its own x^T in the same place
+            each_quad(blockIdx.x * 3 + (threadIdx.x - MULTIPLIERS) / 32 - 1, gridDim.x * 3, batch, inputs, [&](int row, int col) {
+                float v[4][4];
+#pragma unroll
+                for (int r = 0; r < 4; r++) unpack16(load16(x_rows + offset(min(row + r, batch - 1), inputs) + col), v[r], 0.f);
+                write_columns(x_t, v, row, col, pitch);
+            });
+        }
+#endif
         // A of phase 2: blocks of 128 bytes of rows of Wf, K_TILE rows each.
         const Weights kept;
         const auto load_weights = [&](u32 a, u32 full, int k, int row0) {
@@ -134,7 +172,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int warp = threadIdx.x / 32;
         Sums sums;
         wait_for_last();
-#if SAVED_GATES && PRECISION != 3
+#if ALONG_BATCH
+        each_quad(blockIdx.x * (MULTIPLIERS / 32) + warp, gridDim.x * (MULTIPLIERS / 32), batch, hidden, [&](int row, int col) {
+            uint4 gv[4], uv[4], dv[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                const int image = min(row + r, batch - 1);
+                const T *saved = gates + offset(image, 2 * hidden) + col;
+                gv[r] = load16(saved), uv[r] = load16(saved + hidden), dv[r] = load16(dz + offset(image, hidden) + col);
+            }
+            float dg[4][4], du[4][4];
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                float g[4], u[4], d[4];
+                unpack16(gv[r], g, 0.f), unpack16(uv[r], u, 0.f), unpack16(dv[r], d, 0.f);
+#pragma unroll
+                for (int e = 0; e < 4; e++) gate_backward(g[e], u[e], d[e], dg[r][e], du[r][e]);
+                if (row + r >= batch) continue;
+                T *out = dgates + offset(row + r, 2 * hidden) + col;
+                *(uint4 *)out = pack16(dg[r], 0.f);
+                *(uint4 *)(out + hidden) = pack16(du[r], 0.f);
+            }
+            if (dgates_t) write_columns(dgates_t, dg, row, col, pitch), write_columns(dgates_t, du, row, hidden + col, pitch);
+        });
+#elif SAVED_GATES && PRECISION != 3
         constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
         const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
         for (u32 first = blockIdx.x * MULTIPLIERS + threadIdx.x; first < count; first += BATCH * step) {
@@ -259,6 +320,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 const int row = (warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16, staged = j % (IMAGES / 8);
                 out.put(row, staged, v.x, v.y);
                 out.put(row + 8, staged, v.z, v.w);
+#if ALONG_BATCH
+                const int image = image0 + 8 * j + (threadIdx.x & 3) * 2, input = at.a + row + (threadIdx.x & 31) / 4;
+                if (!dx_t || image >= batch) return;
+                if (input < inputs) *(float2 *)(dx_t + offset(input, pitch) + image) = make_float2(v.x, v.y);
+                if (input + 8 < inputs) *(float2 *)(dx_t + offset(input + 8, pitch) + image) = make_float2(v.z, v.w);
+#endif
             };
             finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }

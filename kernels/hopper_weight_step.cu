@@ -5,6 +5,7 @@
 //
 // Reads     dy and x by TMA, along the batch: both tiles lie with K in rows. bf16 wgmma reads such tiles as they are; TF32 and fp32-emulated take A
 //           through registers, TF32's B is x transposed in memory (hopper_transpose.cu), fp32-emulated's B the split x (hopper_split.cu). W, velocity.
+//           DY_TRANSPOSED 1 (TF32): dy^T as the layer's backward left it, and no operand goes through registers.
 // Writes    W, velocity, and (bf16) the copy of W that products read. dW is never written.
 // Launches  1, persistent
 // Wins      over a product and an optimiser's kernel by dW, written and read: 8 bytes a weight of 24
@@ -17,7 +18,7 @@
 //
 // The loader's warps: 0 feeds the product, 1 the slots, 2 empties them, 3 sums the bias.
 //
-// Maps: `dgrad` dy (B, rows), box (128 bytes, K_TILE); `x` (N, columns), box (64, 64), or TF32: x^T (columns, N), box (32, COLS), or fp32-emulated: its
+// Maps: `dgrad` dy (B, rows), box (128 bytes, K_TILE), or DY_TRANSPOSED: dy^T (rows, B), box (32, ROWS); `x` (N, columns), box (64, 64), or TF32: x^T (columns, N), box (32, COLS), or fp32-emulated: its
 // planes (2 N, columns) fp16, box (64, 64), and `scale` (B); `weight`, `velocity` (rows, columns) fp32, box (32, ROWS), 128-byte swizzle; `copy`
 // (rows, columns) bf16, box (32, ROWS), 64-byte swizzle (other precisions: any map). N = `x_rows` images, of which the batch's begin at
 // `first`, or, where `step` is given, at `first` + *step * B. `bias` and `bias_velocity` (rows), or null.
@@ -163,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         each_tile(rows, cols, [&](int, int col0) {
             // (rows, B) @ (B, columns) -> (rows, columns)
             Sums sums;
-            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
+            multiply<!DY_TRANSPOSED, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
                 if (col0 + chunk * WIDE >= cols) break;

@@ -103,6 +103,13 @@ impl Tensor {
         }
     }
 
+    /// What a kernel wrote of it the other way round will not be read.
+    pub fn forget_along(&self) {
+        if let Storage::Cuda(Buffer { along: Some(along), .. }) = &self.storage {
+            let _ = along.take();
+        }
+    }
+
     /// Checks the shape, for operations that are about to read or write the tensor.
     ///
     /// # Errors

@@ -160,6 +160,17 @@ impl Device {
         }
     }
 
+    /// [`Device::activations`] for the gradient of a linear layer's output: with room for it the other way round, where kernels want it so.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn linear_gradient(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        match self {
+            Device::Cpu(_) => self.zeros(rows, cols),
+            Device::Cuda(cuda) => Ok(Tensor::on_cuda(rows, cols, cuda.gradient_buffer(rows, cols)?)),
+        }
+    }
+
     /// A parameter of zeros, with the copy that products read where the precision needs one.
     ///
     /// # Errors
@@ -216,8 +227,8 @@ impl Device {
         match self {
             Device::Cpu(_) => tensor.cpu_mut()?.copy_from_slice(values),
             Device::Cuda(_) => match tensor.cuda()? {
-                Buffer { memory, element: Element::F32 } => memory.write(values)?,
-                Buffer { memory, element: Element::Bf16 } => {
+                Buffer { memory, element: Element::F32, .. } => memory.write(values)?,
+                Buffer { memory, element: Element::Bf16, .. } => {
                     memory.write(&values.iter().copied().map(to_bf16).collect::<Vec<u16>>())?;
                 }
             },
@@ -233,8 +244,8 @@ impl Device {
         match self {
             Device::Cpu(_) => Ok(tensor.cpu()?.to_vec()),
             Device::Cuda(_) => match tensor.cuda()? {
-                Buffer { memory, element: Element::F32 } => memory.read(tensor.len()),
-                Buffer { memory, element: Element::Bf16 } => {
+                Buffer { memory, element: Element::F32, .. } => memory.read(tensor.len()),
+                Buffer { memory, element: Element::Bf16, .. } => {
                     Ok(memory.read::<u16>(tensor.len())?.into_iter().map(from_bf16).collect())
                 }
             },

@@ -105,7 +105,10 @@ impl Device {
                 batch.x.expect("stem backward", "x", dy.rows(), inputs)?;
                 cuda.linear_step(dy, (&batch.x, batch.place), (w, b), step)
             }
-            _ => self.linear_backward(dy, &batch.x, (w, b), step),
+            _ => {
+                dy.forget_along();
+                self.linear_backward(dy, &batch.x, (w, b), step)
+            }
         }
     }
 

@@ -146,7 +146,11 @@ impl Mlp {
         };
         let grads = match pass {
             Pass::Inference => None,
-            Pass::Training => Some((outputs()?, self.device.zeros(batch, CLASSES)?)),
+            Pass::Training => {
+                let mut hidden_grads = outputs()?;
+                hidden_grads[0] = self.device.linear_gradient(batch, inputs)?; // that of the stem's output
+                Some((hidden_grads, self.device.zeros(batch, CLASSES)?))
+            }
         };
         Ok(Activations {
             batch: self.device.batch(batch)?,

@@ -155,7 +155,8 @@ impl Fused {
             return Err(other_device(self.entry.name));
         };
         // dx reads the weights that the forward used, so it comes before any step that changes them.
-        let dgates = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), workspace)?
+        let steps = self.source == Source::OwnKernel && matches!(dwf, WeightGrad::Step(_));
+        let dgates = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), workspace, steps)?
             .ok_or_else(|| no_forward(self.entry.name, x.rows()))?;
         match (dwf, self.source) {
             (WeightGrad::Skip, _) | (_, Source::Nowhere) => Ok(()),

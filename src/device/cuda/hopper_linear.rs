@@ -2,7 +2,7 @@
 //! and takes the optimiser's step with it in one launch, for the stem and for SwiGLU layers.
 
 use super::{
-    Cuda,
+    Along, Cuda,
     context::Chip,
     epoch::Place,
     hopper::{self, Planes, matrix},
@@ -91,17 +91,50 @@ impl Input {
         let Some((pointer, pitch)) = self.transposed else {
             return Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile)?.0);
         };
-        Boxes {
-            name: "x^T",
-            element: MapElement::Tf32,
-            pointer,
-            dims: &[rows, cols],
-            strides: &[pitch * 4],
-            box_dims: &[k_tile, tile.cols],
-            swizzle: Swizzle::Bytes128,
-        }
-        .encode()
+        along_batch("x^T", pointer, (rows, cols), pitch, (k_tile, tile.cols))
     }
+}
+
+/// dy, the gradient of what a weight makes: (B, rows of the weight).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gradient {
+    /// Where it is.
+    pub(crate) pointer: u64,
+    /// B.
+    pub(crate) batch: usize,
+    /// Where it is the other way round, (rows of the weight, [`Along::pitch`] of B), where the kernel that made it wrote it so.
+    pub(crate) along: Option<u64>,
+}
+
+impl Gradient {
+    /// Boxes for a product that sums over the batch.
+    fn map(&self, cuda: &Cuda, tile: HopperTile, rows: usize) -> Result<TensorMap> {
+        let k_tile = tile.k_tile(cuda.precision());
+        match self.along {
+            Some(along) => along_batch("dy^T", along, (self.batch, rows), Along::pitch(self.batch), (k_tile, tile.rows())),
+            None => matrix(cuda, "dy", self.pointer, (self.batch, rows), k_tile),
+        }
+    }
+}
+
+/// A matrix (images, columns) that lies as (columns, pitch), boxes of `images` images of `columns` columns.
+fn along_batch(
+    name: &str,
+    pointer: u64,
+    (rows, cols): (usize, usize),
+    pitch: usize,
+    (images, columns): (usize, usize),
+) -> Result<TensorMap> {
+    Boxes {
+        name,
+        element: MapElement::Tf32,
+        pointer,
+        dims: &[rows, cols],
+        strides: &[pitch * 4],
+        box_dims: &[images, columns],
+        swizzle: Swizzle::Bytes128,
+    }
+    .encode()
 }
 
 /// The tile of a weight's step, and the slots of ROWS x 32 weights that stream past it.
@@ -216,12 +249,13 @@ impl Cuda {
         (weight, bias): (&mut Param, &mut Param),
         step: &SgdStep,
     ) -> Result<()> {
-        let dy_rows = dy.rows();
-        let dy = self.expect_activation("stem", "dy", dy)?;
-        // The backward of the head has moved the step on.
-        let place = place.map(|place| place.a_step_back(dy_rows));
+        let batch = dy.rows();
+        let along = dy.cuda()?.along.as_ref().and_then(Along::take);
+        let dy = Gradient { pointer: self.expect_activation("stem", "dy", dy)?, batch, along };
+        // The step on the head has moved the log on.
+        let place = place.map(|place| place.a_step_back(batch));
         let input = Input::of_images(self, x, place)?;
-        self.weight_step(dy, dy_rows, input, weight, Some(bias), step)
+        self.weight_step(dy, input, weight, Some(bias), step)
     }
 
     /// W <- SGD with dW = dy^T x, dy (B, rows of W), x (B, columns of W): one launch, and dW is never written; with the bias' step,
@@ -231,14 +265,13 @@ impl Cuda {
     /// When the device fails.
     pub(crate) fn weight_step(
         &self,
-        dy: u64,
-        batch: usize,
+        dy: Gradient,
         input: Input,
         weight: &mut Param,
         bias: Option<&mut Param>,
         step: &SgdStep,
     ) -> Result<()> {
-        let (rows, cols) = weight.value.shape();
+        let ((rows, cols), batch) = (weight.value.shape(), dy.batch);
         let chosen = StepTile::choose(self.chip(), self.precision(), batch, rows, cols);
         let tile = chosen.tile;
         let input = input.summed_over(self)?;
@@ -253,19 +286,20 @@ impl Cuda {
             None => [0, 0],
         };
         let head = [
-            Map(matrix(self, "dy", dy, (batch, rows), tile.k_tile(self.precision()))?),
+            Map(dy.map(self, tile, rows)?),
             Map(input.map_over_batch(self, tile)?),
             Map(value),
             Map(velocity),
             Map(copy),
             Pointer(input.factors()),
-            Pointer(dy),
+            Pointer(dy.pointer),
             Pointer(bias[0]),
             Pointer(bias[1]),
         ];
         let sgd = self.sgd_args(&step.for_param(weight.decays))?;
         let sizes = [Int(int(batch)?), Int(int(rows)?), Int(int(cols)?)];
-        let configuration = self.configuration("hopper_weight_step.cu", true, &chosen.defines());
+        let more = [("DY_TRANSPOSED", u32::from(dy.along.is_some()))];
+        let configuration = self.configuration("hopper_weight_step.cu", true, &[&chosen.defines()[..], &more].concat());
         let blocks = chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks);
         let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).started_early();
         let args = [&head[..], &sgd, &input.place_args(self)?, &sizes].concat();

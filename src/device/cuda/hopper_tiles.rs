@@ -164,8 +164,10 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
 pub fn linear(chip: Chip, precision: Precision, batch: usize, inputs: usize, outputs: usize) -> HopperTile {
     let tiles: &[HopperTile] = match precision {
         _ if batch <= 128 => &[tile(1, 64, 4, 1)],
-        Precision::Fp32Emulated => &[tile(2, 128, 1, 1)],
-        Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1)],
+        Precision::Fp32Emulated => &[tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1)],
+        Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => {
+            &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1)]
+        }
     };
     first_that_fills(chip, precision, &with_results(tiles, precision), (outputs, batch), &[inputs])
 }

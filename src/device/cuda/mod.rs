@@ -47,7 +47,10 @@ pub mod timing;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{Precision, SgdStep};
@@ -87,6 +90,34 @@ pub struct Buffer {
     pub memory: Memory,
     /// What they are.
     pub element: Element,
+    /// The same matrix the other way round, where a kernel that writes it has room for that too.
+    pub along: Option<Along>,
+}
+
+/// A matrix (rows, columns) as (columns, pitch), rows being images: what TF32's tensor cores want of a product that sums over images.
+#[derive(Debug)]
+pub struct Along {
+    memory: Memory,
+    /// Whether the last to write the matrix wrote this as well; whoever reads it takes that back, so that it is never read of another step.
+    stands: AtomicBool,
+}
+
+impl Along {
+    /// Elements from a row to the next, of `images` images: TMA asks for whole 16 bytes.
+    pub fn pitch(images: usize) -> usize {
+        images.next_multiple_of(4)
+    }
+
+    /// Where it is, for a kernel that writes it together with the matrix.
+    pub(crate) fn write(&self) -> u64 {
+        self.stands.store(true, Ordering::Relaxed);
+        self.memory.pointer()
+    }
+
+    /// Where it is, once after each time that it was written.
+    pub(crate) fn take(&self) -> Option<u64> {
+        self.stands.swap(false, Ordering::Relaxed).then(|| self.memory.pointer())
+    }
 }
 
 /// A GPU that computes in one precision. Cheap to clone.
@@ -199,7 +230,26 @@ impl Cuda {
     /// # Errors
     /// When there is not so much.
     pub fn buffer(&self, count: usize, element: Element) -> Result<Buffer> {
-        Ok(Buffer { memory: self.shared.context.allocate(count * element.bytes())?, element })
+        Ok(Buffer { memory: self.shared.context.allocate(count * element.bytes())?, element, along: None })
+    }
+
+    /// Memory for the gradient of a linear layer's output, (rows, cols), with room for it the other way round where a step on that layer
+    /// would read it so.
+    ///
+    /// # Errors
+    /// When there is not so much.
+    pub fn gradient_buffer(&self, rows: usize, cols: usize) -> Result<Buffer> {
+        let buffer = self.buffer(rows * cols, self.element())?;
+        if !self.lays_along(rows) {
+            return Ok(buffer);
+        }
+        let memory = self.shared.context.allocate(Along::pitch(rows) * cols * 4)?;
+        Ok(Buffer { along: Some(Along { memory, stands: AtomicBool::new(false) }), ..buffer })
+    }
+
+    /// Whether the backward of a layer over so many images lays out along them what the weights' steps read.
+    pub(crate) fn lays_along(&self, batch: usize) -> bool {
+        self.chip().hopper && self.precision() == Precision::Tf32 && batch > 256
     }
 
     /// At least `bytes` bytes that kernels may use until the next launch of the same purpose. They are zero when they are

@@ -1,7 +1,11 @@
 //! The fused kernels on a GPU: Hopper's where they take the shape, else the portable ones, kernels/swiglu_fused_forward.cu,
 //! swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{super::reference::Dims, Keep, hopper};
+use super::{
+    super::reference::Dims,
+    Keep,
+    hopper::{self, Dgates},
+};
 use crate::{
     Result,
     device::{
@@ -169,8 +173,8 @@ pub(super) fn backward_outputs(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Te
     Ok((dgates, dx))
 }
 
-/// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. The address of
-/// [dg | du], good until the next backward; None when no training forward with this batch came before.
+/// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. Where [dg | du] is, good until the
+/// next backward; None when no training forward with this batch came before. `steps`: [`backward_dwf`] will take a step with it.
 ///
 /// # Errors
 /// When the device fails.
@@ -181,13 +185,14 @@ pub fn backward_dx(
     weight: &Param,
     dx: Option<&Tensor>,
     workspace: &mut Workspace,
-) -> Result<Option<u64>> {
+    steps: bool,
+) -> Result<Option<Dgates>> {
     const NAME: &str = "swiglu_fused_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
     let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
     if hopper::takes(cuda, dims) {
-        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes())).map(Some);
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes()), steps).map(Some);
     }
     let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     // Saved gates are read, not multiplied: nothing is left to split.
@@ -228,7 +233,7 @@ pub fn backward_dx(
     ];
     // SAFETY: the arguments are the kernel's; shapes were checked; the state is zero before and after.
     unsafe { cuda.launch(&configuration, NAME, grid, &[&args[..], &sizes(dims)?].concat())? };
-    Ok(Some(dgates))
+    Ok(Some(dgates.into()))
 }
 
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), by our own kernel: into the gradient's buffer, or into the weights
@@ -240,7 +245,7 @@ pub fn backward_dwf(
     cuda: &Cuda,
     dims: Dims,
     x: &Tensor,
-    (dgates, workspace): (u64, &Workspace),
+    (dgates, workspace): (Dgates, &Workspace),
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
@@ -252,7 +257,7 @@ pub fn backward_dwf(
     let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
     let configuration = cuda.configuration("swiglu_fused_dwf.cu", is_aligned(cuda, dims), &defines);
     let grid = Grid::new(tile.count(2 * hidden, inputs), tile.threads(), tile.shared(0));
-    let head = [Pointer(dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
+    let head = [Pointer(dgates.pointer), Pointer(cuda.expect_activation("dWf", "x", x)?)];
     match step {
         Some(step) => {
             let args = [&head[..], &update_args(cuda, weight, step)?, &sizes(dims)?].concat();
@@ -281,11 +286,11 @@ fn update_args(cuda: &Cuda, weight: &mut Param, step: &SgdStep) -> Result<Vec<Ar
 ///
 /// # Errors
 /// When cuBLAS refuses.
-pub fn library_dwf(cuda: &Cuda, dims: Dims, x: &Tensor, dgates: u64, weight: &mut Param) -> Result<()> {
+pub fn library_dwf(cuda: &Cuda, dims: Dims, x: &Tensor, dgates: Dgates, weight: &mut Param) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
     let grad = cuda.weight_grad_of(weight)?.cuda()?.memory.pointer();
     let element = cuda.element();
-    let dgates = Operand { pointer: dgates, element, shape: (batch, 2 * hidden) };
+    let dgates = Operand { pointer: dgates.pointer, element, shape: (batch, 2 * hidden) };
     let x = Operand { pointer: cuda.expect_activation("dWf", "x", x)?, element, shape: (batch, inputs) };
     let grad = Operand { pointer: grad, element, shape: (2 * hidden, inputs) };
     // SAFETY: (2H, B) @ (B, D) -> (2H, D): the shapes fit, and all three live on this device.

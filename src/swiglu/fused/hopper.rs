@@ -12,11 +12,12 @@ use crate::{
     device::{
         Precision, SgdStep,
         cuda::{
-            Cuda,
+            Along, Cuda,
             hopper::{Planes, activations, configuration, element, grid, matrix, transposed, wide},
-            hopper_linear::Input,
+            hopper_linear::{Gradient, Input},
             hopper_tiles::{self, HopperTile},
-            modules::Arg::{Map, Pointer},
+            modules::Arg::{Int, Map, Pointer},
+            ops::int,
             tensor_map::{Boxes, MapElement, Swizzle, TensorMap},
         },
     },
@@ -101,9 +102,24 @@ pub fn forward(
     Ok(())
 }
 
+/// What a backward left for dWf: good until the next backward.
+#[derive(Clone, Copy, Debug)]
+pub struct Dgates {
+    /// [dg | du], (B, 2H).
+    pub pointer: u64,
+    /// [dg | du]^T (2H, [`Along::pitch`] of B) and x^T (D, the same), where they were laid out along the batch.
+    along: Option<(u64, u64)>,
+}
+
+impl From<u64> for Dgates {
+    fn from(pointer: u64) -> Dgates {
+        Dgates { pointer, along: None }
+    }
+}
+
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch, from saved gates or
-/// with the gates made again. `planes` are x's, where the forward split it. The address of [dg | du], good until the next
-/// backward.
+/// with the gates made again. `planes` are x's, where the forward split it. `steps` says whether [`backward_dwf`] will take a step with what
+/// this leaves for it.
 ///
 /// # Errors
 /// When the device fails.
@@ -114,14 +130,30 @@ pub fn backward_dx(
     weight: &Param,
     dx: Option<&Tensor>,
     (saved, planes): (Option<u64>, Option<Planes>),
-) -> Result<u64> {
+    steps: bool,
+) -> Result<Dgates> {
     const NAME: &str = "hopper_swiglu_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
+    let dx_along = dx.map(Tensor::cuda).transpose()?.and_then(|dx| dx.along.as_ref());
+    let lays_along = cuda.lays_along(batch) && saved.is_some() && (steps || dx_along.is_some());
+    let pitch = Along::pitch(batch);
+    let along = match lays_along && steps {
+        true => Some((cuda.scratch("dgates along", 2 * hidden * pitch * 4)?, cuda.scratch("x along", inputs * pitch * 4)?)),
+        false => None,
+    };
     let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
     let x = cuda.expect_activation(NAME, "x", x)?;
     let images = tile.cols / tile.share_b;
+    let beside = match along {
+        _ if !lays_along => Vec::new(),
+        along => {
+            let (dgates, x_along) = along.unwrap_or_default();
+            let dx = dx_along.map_or(0, Along::write);
+            vec![Pointer(x), Pointer(x_along), Pointer(dgates), Pointer(dx), Int(int(pitch)?)]
+        }
+    };
     let (from_x, down) = activations(cuda, "x", x, planes, (batch, inputs), images)?;
     let split = match planes {
         Some(_) => {
@@ -145,7 +177,10 @@ pub fn backward_dx(
         Pointer(dx),
         Pointer(cuda.scratch("dx counters", 12)?),
     ];
-    let more = [("SAVED_GATES", u32::from(saved.is_some())), kept(cuda, dims, tile)];
+    let mut more = vec![("SAVED_GATES", u32::from(saved.is_some())), kept(cuda, dims, tile)];
+    if lays_along {
+        more.push(("ALONG_BATCH", 1));
+    }
     let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
@@ -159,9 +194,9 @@ pub fn backward_dx(
     // once.
     unsafe {
         let grid = grid(cuda, tile, wanted.min(resident).max(1));
-        cuda.launch(&configuration, NAME, grid, &[&args[..], &sizes(dims)?].concat())?;
+        cuda.launch(&configuration, NAME, grid, &[&args[..], &beside, &sizes(dims)?].concat())?;
     }
-    Ok(dgates)
+    Ok(Dgates { pointer: dgates, along })
 }
 
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D): into the gradient's buffer, or into the weights with SGD in the epilogue.
@@ -172,15 +207,18 @@ pub fn backward_dwf(
     cuda: &Cuda,
     dims: Dims,
     x: &Tensor,
-    (dgates, planes): (u64, Option<Planes>),
+    (dgates, planes): (Dgates, Option<Planes>),
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
     let Dims { batch, inputs, hidden } = dims;
     let x = cuda.expect_activation("dWf", "x", x)?;
+    let Dgates { pointer: dgates, along } = dgates;
     if let Some(step) = step {
         let input = Input::of_batch(cuda, x, (batch, inputs), planes)?;
-        return cuda.weight_step(dgates, batch, input, weight, None, step);
+        let input = Input { transposed: along.map(|(_, x)| (x, Along::pitch(batch))), ..input };
+        let dgates = Gradient { pointer: dgates, batch, along: along.map(|(dgates, _)| dgates) };
+        return cuda.weight_step(dgates, input, weight, None, step);
     }
     let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     let k_tile = tile.k_tile(cuda.precision());
