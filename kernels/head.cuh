@@ -41,6 +41,9 @@ template <int COUNT, int DISTANCE, class Use> DEVICE void warp_sums(float (&v)[C
     }
 }
 
+// The learning rate of this step, and its number, for the kernels after this one: rate[0], and the third word.
+DEVICE void tell_step(const float *rates, u32 step, float *rate) { rate[0] = rates[step], rate[2] = __uint_as_float(step); }
+
 // A thread's four columns of z, of HEAD_ROWS rows, and of w.
 struct HeadQuad {
     float z[HEAD_ROWS][4], w[CLASSES][4];

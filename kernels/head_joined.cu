@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float start = c < CLASSES ? load_cg(bias + c) : 0.f;
     HeadQuad quad;
     head_sums(z, w, row0, batch, hidden, quad, scratch);
-    if (blockIdx.x == 0 && threadIdx.x == THREADS - 1 && rates) *rate = rates[*step];
+    if (blockIdx.x == 0 && threadIdx.x == THREADS - 1 && rates) tell_step(rates, *step, rate);
     if (of_row < HEAD_ROWS) {
         const int row = row0 + of_row;
         const u32 half = threadIdx.x & 16;

@@ -21,7 +21,7 @@
 // Maps: `dgrad` dy (B, rows), box (128 bytes, K_TILE), or DY_TRANSPOSED: dy^T (rows, B), box (32, ROWS); `x` (N, columns), box (64, 64), or TF32: x^T (columns, N), box (32, COLS), or fp32-emulated: its
 // planes (2 N, columns) fp16, box (64, 64), and `scale` (B); `weight`, `velocity` (rows, columns) fp32, box (32, ROWS), 128-byte swizzle; `copy`
 // (rows, columns) bf16, box (32, ROWS), 64-byte swizzle (other precisions: any map). N = `x_rows` images, of which the batch's begin at
-// `first`, or, where `step` is given, at `first` + *step * B. `bias` and `bias_velocity` (rows), or null.
+// `first`, or, where `step` is given, at `first` + *step * B, and `step` and x were written two launches ago or more. `bias` and `bias_velocity` (rows), or null.
 // Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
 // copies) before the ring, STATE_SLOTS * 24 after it.
 #include "hopper_over_batch.cuh"
@@ -124,11 +124,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int warp = (threadIdx.x - MULTIPLIERS) / 32;
         const bool alone = (threadIdx.x & 31) == 0;
         if (warp == 0 && alone) {
+            // The images of an epoch stood before its first step, and the step's number before the kernel ahead began: so the images of the first stages
+            // come while that ends.
+            int image0 = first, done = 0;
+            if (step) {
+                image0 += (int)load_cg(step) * batch;
+                Ring ahead = ring;
+                const TilePlace at = tile_place(blockIdx.x, (rows + ROWS - 1) / ROWS, (cols + COLS - 1) / COLS);
+                for (; done < min(RING_STAGES, tiles); done++)
+                    feed(ahead, [&](u32, u32 b, u32 full) { load_x(b, full, x, done * K_TILE, at.b * COLS, image0, x_rows); });
+            }
             wait_for_last();
-            const int image0 = first + (step ? (int)*step * batch : 0);
             each_tile(rows, cols, [&](int row0, int col0) {
-                for (int tile = 0; tile < tiles; tile++)
+                for (int tile = 0; tile < done; tile++) load_dy(ring.a(), ring.full(ring.slot), dgrad, tile * K_TILE, row0), ring.next();
+                for (int tile = done; tile < tiles; tile++)
                     feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, row0, col0, image0, x_rows); });
+                done = 0;
             });
             let_next_start();
         } else if (warp == 1 && alone) {

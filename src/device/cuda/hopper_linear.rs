@@ -69,13 +69,10 @@ impl Input {
         Ok(Input { transposed: Some(hopper::transposed(cuda, rows, cols, self.x)?), ..self })
     }
 
-    /// What the kernels are told of the batch's place: the step, the first row, N.
-    fn place_args(&self, cuda: &Cuda) -> Result<[Arg; 3]> {
+    /// What the kernels are told of the batch's place: where the step's number is (`step`, if it moves the place), the first row, N.
+    fn place_args(&self, step: u64) -> Result<[Arg; 3]> {
         let Place { first, moves } = self.place;
-        let step = match cuda.recording() {
-            Some(log) if moves => log.step_pointer(),
-            Some(_) | None => 0,
-        };
+        let step = if moves { step } else { 0 };
         let first = i32::try_from(first).map_err(|_| Error::shape(format!("row {first} is too far for a kernel")))?;
         Ok([Pointer(step), Int(first), Int(int(self.shape.0)?)])
     }
@@ -233,7 +230,8 @@ impl Cuda {
         let clusters =
             outputs.div_ceil(tile.rows()).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
         let configuration = hopper::configuration(self, "hopper_linear.cu", tile, &[]);
-        let args = [&head[..], &input.place_args(self)?, &sizes].concat();
+        let step = self.recording().map_or(0, |log| log.step_pointer());
+        let args = [&head[..], &input.place_args(step)?, &sizes].concat();
         // SAFETY: the arguments are the kernel's; shapes were checked; the maps are of these matrices.
         unsafe { self.launch(&configuration, NAME, hopper::grid(self, tile, clusters), &args) }
     }
@@ -252,8 +250,6 @@ impl Cuda {
         let batch = dy.rows();
         let along = dy.cuda()?.along.as_ref().and_then(Along::take);
         let dy = Gradient { pointer: self.expect_activation("stem", "dy", dy)?, batch, along };
-        // The step on the head has moved the log on.
-        let place = place.map(|place| place.a_step_back(batch));
         let input = Input::of_images(self, x, place)?;
         self.weight_step(dy, input, weight, Some(bias), step)
     }
@@ -302,7 +298,8 @@ impl Cuda {
         let configuration = self.configuration("hopper_weight_step.cu", true, &[&chosen.defines()[..], &more].concat());
         let blocks = chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks);
         let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).started_early();
-        let args = [&head[..], &sgd, &input.place_args(self)?, &sizes].concat();
+        // The log has moved on, or is about to.
+        let args = [&head[..], &sgd, &input.place_args(self.step_number())?, &sizes].concat();
         // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.
         unsafe { self.launch(&configuration, "hopper_weight_step", grid, &args) }
     }
