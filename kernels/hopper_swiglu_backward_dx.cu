@@ -1,6 +1,7 @@
 // dx = [dg | du] Wf on Hopper, with [dg | du] from dz and the gates        dz (B, H), Wf (2H, D), dx (B, D)
 //
-// Reads     dz, Wf; SAVED_GATES 1: [g | u]; SAVED_GATES 0: x and Wf once more, to make them again
+// Reads     dz, Wf; SAVED_GATES 1: [g | u]; SAVED_GATES 0: x and Wf once more, to make them again; SAVED_GATES 2: [dg | du], which the head's kernel made of
+//           them (head_joined.cu): there is no phase 1, and no block waits for another
 // Writes    [dg | du] (B, 2H), which dWf reads too, and dx
 // Launches  1, persistent: phase 1 makes [dg | du], a counter tells when all of it stands, phase 2 multiplies. While a block waits for the others, the
 //           weights of its first stages of phase 2 are already under way.
@@ -30,6 +31,8 @@ constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #define ALONG_BATCH 0
 #endif
 static_assert(!ALONG_BATCH || (PRECISION == 1 && SAVED_GATES), "other precisions read what they sum over either way");
+static_assert(SAVED_GATES != 2 || PRECISION != 3, "fp32-emulated splits [dg | du] in phase 1");
+constexpr bool PHASES = SAVED_GATES != 2; // there are two
 
 // Four rows of four neighbours, the other way round: columns of 16 bytes each.
 DEVICE void write_columns(float *matrix, const float (&v)[4][4], int row, int col, int pitch) {
@@ -156,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 if (!stands) {
                     const auto until = [&] {
                         wait_for_last();
-                        grid_wait(state + (SPLIT_FP32 ? 1 : 0));
+                        if (PHASES) grid_wait(state + (SPLIT_FP32 ? 1 : 0));
                     };
                     tile = feed_ahead(ring, begin_2, end_2, weights, until, activations);
                     stands = true;
@@ -172,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int warp = threadIdx.x / 32;
         Sums sums;
         wait_for_last();
-#if ALONG_BATCH
+#if ALONG_BATCH && SAVED_GATES == 1
         each_quad(blockIdx.x * (MULTIPLIERS / 32) + warp, gridDim.x * (MULTIPLIERS / 32), batch, hidden, [&](int row, int col) {
             uint4 gv[4], uv[4], dv[4];
 #pragma unroll
@@ -195,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             }
             if (dgates_t) write_columns(dgates_t, dg, row, col, pitch), write_columns(dgates_t, du, row, hidden + col, pitch);
         });
-#elif SAVED_GATES && PRECISION != 3
+#elif SAVED_GATES == 1 && PRECISION != 3
         constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
         const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
         for (u32 first = blockIdx.x * MULTIPLIERS + threadIdx.x; first < count; first += BATCH * step) {
@@ -284,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             split_row<128>(load, write, planes + at, planes + offset(row + batch, 2 * hidden), plane_scale + split * batch + row, begin * K_TILE, min(end * K_TILE, 2 * hidden), 2 + warp / 4, most);
         }
         grid_arrive(state + 1);
-#else
+#elif SAVED_GATES != 2
         grid_arrive(state);
 #endif
         // The last block whose threads wait for nothing more puts the state back to zero.
@@ -292,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const auto leave = [&] {
             if (threadIdx.x == 0) gone = atomicAdd(state + 2, 1u) + 1;
         };
-        if (cluster >= work_2) leave();
+        if (PHASES && cluster >= work_2) leave();
         // dx^T = Wf^T [dg | du]^T: (D, 2H) @ (2H, B) -> (D, B)
         for (u32 item = cluster; item < work_2; item += clusters) {
             const TilePlace at = place_of(item, tiles_2, ROWS);
@@ -301,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 barrier_among(1, MULTIPLIERS);
             }
             multiply<true, false>(sums, ring, end_2 - begin_2, p, One());
-            if (item == cluster) leave(); // there was something to multiply: the loader has waited too
+            if (PHASES && item == cluster) leave(); // there was something to multiply: the loader has waited too
             if (item + clusters >= work_2) let_next_start();
             if (SPLIT_FP32) {
                 const float *down = plane_scale + p.split * batch;
@@ -329,7 +332,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             };
             finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }
-        if (threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
+        if (PHASES && threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
     }
     end_ring();
 }
