@@ -6,7 +6,8 @@
 //   head_step      adds the parts up in their order, takes the step on w and bias, and adds the losses up
 //
 // Reads     z once, where head.cu reads it twice; w
-// Writes    dz or [dg | du] (TF32: its transpose as well, (2H, `pitch`), unless `dgates_t` is null), 40 bytes a column and block of HEAD_ROWS rows of parts, losses
+// Writes    dz or [dg | du] (TF32: its transpose as well, (2H, `pitch`), unless `dgates_t` is null; if not, its units
+//           stand in turns, as hopper_swiglu_backward_dx.cu then reads them), 40 bytes a column and block of HEAD_ROWS rows of parts, losses
 // Launches  2; the second may stand anywhere between the first and the next step
 // Wins      at batches of 512 and more: head.cu's backward has a block for 16 columns, which at H = 512 is a quarter of the chip, in front of the layers' backward
 // Loses     at small batches, where parts are more to write and read than z is
@@ -125,8 +126,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 gate_backward(gate.g[r][e], gate.u[r][e], back[e], dg[e], du[e]);
                 gate.g[r][e] = dg[e], gate.u[r][e] = du[e];
             }
-            T *out = dgates + offset(row0 + r, 2 * hidden) + h;
-            if (row0 + r < batch) store_quad(out, dg), store_quad(out + hidden, du);
+            T *out = dgates + offset(row0 + r, 2 * hidden);
+            if (row0 + r < batch) {
+#if PRECISION != 2
+                if (dgates_t) store_in_turns(out, h, dg), store_in_turns(out + hidden, h, du);
+                else
+#endif
+                    store_quad(out + h, dg), store_quad(out + hidden + h, du);
+            }
 #else
             if (row0 + r < batch) store_quad(dz + offset(row0 + r, hidden) + h, back);
 #endif

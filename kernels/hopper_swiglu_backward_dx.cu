@@ -13,7 +13,8 @@
 //
 // ALONG_BATCH 1 (TF32 with saved gates): what the weights' gradients read, which TF32's tensor cores want along the batch, is written the other way round too, each
 // where its pointer is not null: [dg | du]^T (2H, `pitch`) by phase 1, whose threads have four images of four units; x^T (D, `pitch`) by the loader's three other
-// warps, meanwhile; dx^T (D, `pitch`) from the sums.
+// warps, meanwhile; dx^T (D, `pitch`) from the sums. Then nothing but this product reads [dg | du], whose units stand in turns (store_in_turns) if [dg | du]^T is
+// given: K_IN_TURNS 1.
 //
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
 // `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
@@ -32,6 +33,7 @@ constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
 static_assert(!ALONG_BATCH || (PRECISION == 1 && SAVED_GATES), "other precisions read what they sum over either way");
 static_assert(SAVED_GATES != 2 || PRECISION != 3, "fp32-emulated splits [dg | du] in phase 1");
+static_assert(!K_IN_TURNS || ALONG_BATCH, "who else reads [dg | du] wants its units in their order");
 constexpr bool PHASES = SAVED_GATES != 2; // there are two
 
 // Four rows of four neighbours, the other way round: columns of 16 bytes each.
@@ -192,9 +194,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
                 for (int e = 0; e < 4; e++) gate_backward(g[e], u[e], d[e], dg[r][e], du[r][e]);
                 if (row + r >= batch) continue;
-                T *out = dgates + offset(row + r, 2 * hidden) + col;
-                *(uint4 *)out = pack16(dg[r], 0.f);
-                *(uint4 *)(out + hidden) = pack16(du[r], 0.f);
+                T *out = dgates + offset(row + r, 2 * hidden);
+                if (K_IN_TURNS) {
+                    store_in_turns(out, col, dg[r]), store_in_turns(out + hidden, col, du[r]);
+                } else {
+                    *(uint4 *)(out + col) = pack16(dg[r], 0.f);
+                    *(uint4 *)(out + hidden + col) = pack16(du[r], 0.f);
+                }
             }
             if (dgates_t) write_columns(dgates_t, dg, row, col, pitch), write_columns(dgates_t, du, row, hidden + col, pitch);
         });

@@ -43,9 +43,9 @@ pub enum HeadGradient<'a> {
 const ROWS: usize = 8;
 
 impl Cuda {
-    /// Whether a batch is large enough for [`Cuda::head_loss_dz`] to win, and not so large that the parts of dW would take more room than z.
+    /// Whether [`Cuda::head_loss_dz`] wins: where a batch gives every multiprocessor a block, and the parts of dW are not so many that they leave L2.
     pub fn joins_head(&self, batch: usize, hidden: usize) -> bool {
-        (512..=2048).contains(&batch) && self.is_aligned(hidden)
+        (512..=2048).contains(&batch) && hidden <= 1024 && self.is_aligned(hidden)
     }
 
     /// Head rows that a block takes: eight share each read of the weights when there are enough rows for every multiprocessor.

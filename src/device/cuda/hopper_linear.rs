@@ -86,9 +86,9 @@ impl Input {
         let k_tile = tile.k_tile(cuda.precision());
         let (rows, cols) = self.shape;
         let Some((pointer, pitch)) = self.transposed else {
-            return Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile)?.0);
+            return Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile / tile.share_b)?.0);
         };
-        along_batch("x^T", pointer, (rows, cols), pitch, (k_tile, tile.cols))
+        along_batch("x^T", pointer, (rows, cols), pitch, (k_tile, tile.cols / tile.share_b))
     }
 }
 
@@ -108,8 +108,11 @@ impl Gradient {
     fn map(&self, cuda: &Cuda, tile: HopperTile, rows: usize) -> Result<TensorMap> {
         let k_tile = tile.k_tile(cuda.precision());
         match self.along {
-            Some(along) => along_batch("dy^T", along, (self.batch, rows), Along::pitch(self.batch), (k_tile, tile.rows())),
-            None => matrix(cuda, "dy", self.pointer, (self.batch, rows), k_tile),
+            Some(along) => {
+                let part = (k_tile, tile.rows() / tile.share_a);
+                along_batch("dy^T", along, (self.batch, rows), Along::pitch(self.batch), part)
+            }
+            None => matrix(cuda, "dy", self.pointer, (self.batch, rows), k_tile / tile.share_a),
         }
     }
 }
@@ -162,7 +165,8 @@ impl StepTile {
     }
 
     fn count(&self, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(self.tile.rows()) * cols.div_ceil(self.tile.cols)
+        let tile = self.tile;
+        rows.div_ceil(tile.rows()).next_multiple_of(tile.share_b) * cols.div_ceil(tile.cols).next_multiple_of(tile.share_a)
     }
 
     /// The tile for a weight (rows, cols) with a gradient summed over `batch` rows: the largest that gives nine tenths of the
@@ -170,6 +174,11 @@ impl StepTile {
     pub fn choose(chip: Chip, precision: Precision, batch: usize, rows: usize, cols: usize) -> StepTile {
         const fn of(tile: (usize, usize, usize), ring: (usize, usize)) -> StepTile {
             StepTile::new(tile, ring)
+        }
+        if let Some(x) = hopper_tiles::experiment(if cols == 784 { "STEM" } else { "LAYER" }) {
+            let mut tile = StepTile::new((x[0], x[1], x[4]), (x[5], x[6]));
+            (tile.tile.share_a, tile.tile.share_b) = (x[2], x[3]);
+            return tile;
         }
         let tiles: &[StepTile] = match (precision, batch <= 256) {
             (Precision::Tf32, true) => &[of((1, 64, 2), (2, 5))],
@@ -296,8 +305,8 @@ impl Cuda {
         let sizes = [Int(int(batch)?), Int(int(rows)?), Int(int(cols)?)];
         let more = [("DY_TRANSPOSED", u32::from(dy.along.is_some()))];
         let configuration = self.configuration("hopper_weight_step.cu", true, &[&chosen.defines()[..], &more].concat());
-        let blocks = chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks);
-        let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).started_early();
+        let blocks = chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks / tile.cluster() * tile.cluster());
+        let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).in_clusters(tile.cluster()).started_early();
         // The log has moved on, or is about to.
         let args = [&head[..], &sgd, &input.place_args(self.step_number())?, &sizes].concat();
         // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.

@@ -240,16 +240,17 @@ impl Cuda {
     /// When there is not so much.
     pub fn gradient_buffer(&self, rows: usize, cols: usize) -> Result<Buffer> {
         let buffer = self.buffer(rows * cols, self.element())?;
-        if !self.lays_along(rows) {
+        if !self.lays_along(rows, cols) {
             return Ok(buffer);
         }
         let memory = self.shared.context.allocate(Along::pitch(rows) * cols * 4)?;
         Ok(Buffer { along: Some(Along { memory, stands: AtomicBool::new(false) }), ..buffer })
     }
 
-    /// Whether the backward of a layer over so many images lays out along them what the weights' steps read.
-    pub(crate) fn lays_along(&self, batch: usize) -> bool {
-        self.chip().hopper && self.precision() == Precision::Tf32 && batch > 256
+    /// Whether the backward of a layer lays out along so many images what the weights' steps read: where a step of activations of this width fits L2 twice over.
+    pub(crate) fn lays_along(&self, batch: usize, width: usize) -> bool {
+        let fits = 8 * 4 * batch * width <= self.chip().l2_bytes;
+        self.chip().hopper && self.precision() == Precision::Tf32 && batch > 256 && fits
     }
 
     /// At least `bytes` bytes that kernels may use until the next launch of the same purpose. They are zero when they are

@@ -105,7 +105,7 @@ pub fn forward(
 /// What a backward left for dWf: good until the next backward.
 #[derive(Clone, Copy, Debug)]
 pub struct Dgates {
-    /// [dg | du], (B, 2H).
+    /// [dg | du], (B, 2H); with `along`, its units in turns, for dx alone to read.
     pub pointer: u64,
     /// [dg | du]^T (2H, [`Along::pitch`] of B) and x^T (D, the same), where they are laid out along the batch.
     pub along: Option<(u64, u64)>,
@@ -128,7 +128,7 @@ pub struct Kept {
 /// When there is no memory for it.
 pub fn dgates(cuda: &Cuda, Dims { batch, inputs, hidden }: Dims, steps: bool) -> Result<Dgates> {
     let pitch = Along::pitch(batch);
-    let along = match cuda.lays_along(batch) && steps {
+    let along = match cuda.lays_along(batch, inputs.max(hidden)) && steps {
         true => Some((cuda.scratch("dgates along", 2 * hidden * pitch * 4)?, cuda.scratch("x along", inputs * pitch * 4)?)),
         false => None,
     };
@@ -160,7 +160,7 @@ pub fn backward_dx(
     let Dims { batch, inputs, hidden } = dims;
     let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
     let dx_along = dx.map(Tensor::cuda).transpose()?.and_then(|dx| dx.along.as_ref());
-    let lays_along = cuda.lays_along(batch) && saved.is_some() && (steps || dx_along.is_some());
+    let lays_along = cuda.lays_along(batch, inputs.max(hidden)) && saved.is_some() && (steps || dx_along.is_some());
     let Dgates { pointer: dgates, along } = match made {
         Some(made) => made,
         None => self::dgates(cuda, dims, steps && saved.is_some())?,
@@ -203,7 +203,7 @@ pub fn backward_dx(
     let gates = if made.is_some() { 2 } else { u32::from(saved.is_some()) };
     let mut more = vec![("SAVED_GATES", gates), kept(cuda, dims, tile)];
     if lays_along {
-        more.push(("ALONG_BATCH", 1));
+        more.extend([("ALONG_BATCH", 1), ("K_IN_TURNS", u32::from(along.is_some()))]);
     }
     let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
