@@ -106,7 +106,9 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 None if file == "head_joined.cu" && aligned == 0 => {}
                 None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
                 None if file == "head_joined.cu" => {
-                    [0, 1].map(|gates| add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024), ("GATES", gates)]));
+                    for gates in [0, 1] {
+                        add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024), ("GATES", gates)]);
+                    }
                 }
                 None => add(Vec::new()),
             }
@@ -140,7 +142,8 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                         let tile = &defines[..defines.len() - 1];
                         if precision == Precision::Tf32 && flag {
                             add(precision, [&defines[..], &[("ALONG_BATCH", 1)]].concat());
-                            add(precision, [tile, &[("SAVED_GATES", 2), ("ALONG_BATCH", 1)]].concat());
+                            let along = [("SAVED_GATES", 2), ("ALONG_BATCH", 1), ("K_IN_TURNS", 1)];
+                            add(precision, [tile, &along].concat());
                         }
                         if precision == Precision::Bf16 && flag {
                             add(precision, [tile, &[("SAVED_GATES", 2)]].concat());

@@ -166,7 +166,8 @@ impl StepTile {
 
     fn count(&self, rows: usize, cols: usize) -> usize {
         let tile = self.tile;
-        rows.div_ceil(tile.rows()).next_multiple_of(tile.share_b) * cols.div_ceil(tile.cols).next_multiple_of(tile.share_a)
+        rows.div_ceil(tile.rows()).next_multiple_of(tile.share_b)
+            * cols.div_ceil(tile.cols).next_multiple_of(tile.share_a)
     }
 
     /// The tile for a weight (rows, cols) with a gradient summed over `batch` rows: the largest that gives nine tenths of the
@@ -305,8 +306,11 @@ impl Cuda {
         let sizes = [Int(int(batch)?), Int(int(rows)?), Int(int(cols)?)];
         let more = [("DY_TRANSPOSED", u32::from(dy.along.is_some()))];
         let configuration = self.configuration("hopper_weight_step.cu", true, &[&chosen.defines()[..], &more].concat());
-        let blocks = chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks / tile.cluster() * tile.cluster());
-        let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).in_clusters(tile.cluster()).started_early();
+        let blocks =
+            chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks / tile.cluster() * tile.cluster());
+        let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision()))
+            .in_clusters(tile.cluster())
+            .started_early();
         // The log has moved on, or is about to.
         let args = [&head[..], &sgd, &input.place_args(self.step_number())?, &sizes].concat();
         // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.

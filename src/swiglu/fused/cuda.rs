@@ -185,7 +185,11 @@ pub fn gate_slot(cuda: &Cuda, dims: Dims, workspace: &mut Workspace, steps: bool
     };
     let made = hopper::dgates(cuda, dims, steps)?;
     workspace.made = Some(made);
-    Ok(Some(GateSlot { gates: gates.pointer(), dgates: made.pointer, along: made.along.map_or(0, |(dgates, _)| dgates) }))
+    Ok(Some(GateSlot {
+        gates: gates.pointer(),
+        dgates: made.pointer,
+        along: made.along.map_or(0, |(dgates, _)| dgates),
+    }))
 }
 
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. Where [dg | du] is, good until the

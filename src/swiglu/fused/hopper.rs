@@ -129,7 +129,9 @@ pub struct Kept {
 pub fn dgates(cuda: &Cuda, Dims { batch, inputs, hidden }: Dims, steps: bool) -> Result<Dgates> {
     let pitch = Along::pitch(batch);
     let along = match cuda.lays_along(batch, inputs.max(hidden)) && steps {
-        true => Some((cuda.scratch("dgates along", 2 * hidden * pitch * 4)?, cuda.scratch("x along", inputs * pitch * 4)?)),
+        true => {
+            Some((cuda.scratch("dgates along", 2 * hidden * pitch * 4)?, cuda.scratch("x along", inputs * pitch * 4)?))
+        }
         false => None,
     };
     Ok(Dgates { pointer: cuda.scratch("dgates", 2 * batch * hidden * cuda.element().bytes())?, along })
