@@ -75,13 +75,6 @@ DEVICE uint4 pack16(const float (&v)[8], bf16) {
     return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
 }
 
-// Four of a row from `col` (a multiple of 4) on, where each eight stand as 0, 2, 4, 6, 1, 3, 5, 7: the order in which Hopper's TF32 products read K (hopper_product.cuh).
-DEVICE void store_in_turns(float *row, int col, const float (&v)[4]) {
-    float *to = row + (col & ~7) + (col & 4) / 2;
-    *(float2 *)to = make_float2(v[0], v[2]);
-    *(float2 *)(to + 4) = make_float2(v[1], v[3]);
-}
-
 // Two neighbours of a row. `count` says how many of them exist (0, 1 or 2); with ALIGNED rows it is 0 or 2.
 DEVICE float2 load_pair(const float *p, int count) {
     if (ALIGNED) return count > 0 ? *(const float2 *)p : make_float2(0.f, 0.f);

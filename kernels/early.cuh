@@ -17,9 +17,3 @@ DEVICE void wait_for_last() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// From L2: what is read before the wait may be in L1 as it was a step ago.
-DEVICE u32 load_cg(const u32 *p) {
-    u32 v;
-    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}

@@ -19,7 +19,7 @@
 // The tally: the mean loss goes to loss_log[*step], the number of rows that are right to correct_log[*step] (step null: index 0), and *step moves on.
 // Where head_loss is given `counter` (one u32, zero before and after) its last block does so; else head_backward does, in one block more, and nobody waits
 // for it. Losses are added up in one order, so the sum does not depend on timing. head_loss also puts this step's learning rate, rates[*step], where the
-// kernels after it read it, and the step's number two words on (`rates` null: not).
+// kernels after it read it (`rates` null: not).
 #include "head.cuh"
 #include "sgd.cuh"
 
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ u32 arrived;
     const int row0 = blockIdx.x * HEAD_ROWS, row = row0 + threadIdx.x;
     head_logits(z, w, bias, row0, batch, hidden, logits, scratch);
-    if (blockIdx.x == 0 && threadIdx.x == THREADS - 1 && rates) tell_step(rates, *step, rate);
+    if (blockIdx.x == 0 && threadIdx.x == THREADS - 1 && rates) *rate = rates[*step];
     if (threadIdx.x < HEAD_ROWS && row < batch) { // one thread a row: ten classes are no work
         const int label = labels[first + (label_step ? (int)*label_step * batch : 0) + row];
         float top = logits[threadIdx.x][0], e[CLASSES], total = 0.f;

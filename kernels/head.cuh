@@ -8,7 +8,7 @@
 #endif
 constexpr int CLASSES = 10, THREADS = 256;
 
-// As the one of early.cuh.
+// From L2: what is read before the wait may be in L1 as it was a step ago.
 DEVICE float load_cg(const float *p) {
     float v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
@@ -40,9 +40,6 @@ template <int COUNT, int DISTANCE, class Use> DEVICE void warp_sums(float (&v)[C
         warp_sums<HALF, DISTANCE / 2>(half, upper && COUNT > 1 ? middle : base, upper || COUNT == 1 ? end : middle, use);
     }
 }
-
-// The learning rate of this step, and its number, for the kernels after this one: rate[0], and the third word.
-DEVICE void tell_step(const float *rates, u32 step, float *rate) { rate[0] = rates[step], rate[2] = __uint_as_float(step); }
 
 // A thread's four columns of z, of HEAD_ROWS rows, and of w.
 struct HeadQuad {

@@ -1,16 +1,13 @@
 // The head where the batch is large: all that the layers wait for in one launch, and the step on its weights in another that nobody waits for.
 //   head_loss_dz   logits = z w^T + bias; losses as head_loss; dlogits, which stay in the block; dz = dlogits w; and each block's part of
 //                  dw = dlogits^T z and db, from the rows that it has at hand: parts (blocks, H / 4, 10, 4), then (blocks, 10)
-//                  GATES 1: dz goes no further than the registers, where it becomes [dg | du] of the last layer, from the [g | u] that its forward kept: dz is
-//                  neither written nor read, and dx is a product that waits for nothing else
 //   head_step      adds the parts up in their order, takes the step on w and bias, and adds the losses up
 //
 // Reads     z once, where head.cu reads it twice; w
-// Writes    dz or [dg | du] (TF32: its transpose as well, (2H, `pitch`), unless `dgates_t` is null; if not, its units
-//           stand in turns, as hopper_swiglu_backward_dx.cu then reads them), 40 bytes a column and block of HEAD_ROWS rows of parts, losses
+// Writes    dz, 40 bytes a column and block of HEAD_ROWS rows of parts, losses
 // Launches  2; the second may stand anywhere between the first and the next step
 // Wins      at batches of 512 and more: head.cu's backward has a block for 16 columns, which at H = 512 is a quarter of the chip, in front of the layers' backward
-// Loses     at small batches, where parts are more to write and read than z is
+// Loses     at small batches, where parts are more to write and read than z is; at H = 2048, where they are 10 MB
 //
 // head_loss_dz: ceil(B / HEAD_ROWS) blocks of 256 threads; labels, rates and what is told of them as in head.cu. H is a multiple of 4 (ALIGNED).
 // head_step: H / 4 + 1 blocks of one warp; the last does the bias and the tally: loss_log[*step], correct_log[*step], *step moves on (null: index 0).
@@ -22,36 +19,14 @@
 #include "sgd.cuh"
 #include "tile.cuh"
 
-#ifndef GATES
-#define GATES 0
-#endif
 static_assert(ALIGNED, "rows of whole 16 bytes");
 
 DEVICE void store_quad(float *p, const float (&v)[4]) { *(uint4 *)p = pack16(v, 0.f); }
 DEVICE void store_quad(bf16 *p, const float (&v)[4]) { *(uint2 *)p = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])); }
 
-#if GATES
-// The gates of a thread's four units, and their derivatives after them.
-struct GateQuad {
-    float g[HEAD_ROWS][4], u[HEAD_ROWS][4];
-    DEVICE void load(const T *gates, int h, int row0, int batch, int hidden) {
-#pragma unroll
-        for (int r = 0; r < HEAD_ROWS; r++) {
-            const T *at = gates + offset(min(row0 + r, batch - 1), 2 * hidden) + h;
-            load_quad(at, 4, g[r]), load_quad(at + hidden, 4, u[r]);
-        }
-    }
-};
-#endif
-
 extern "C" __global__ void __launch_bounds__(THREADS)
-    head_loss_dz(const T *z, const float *w, const float *bias, const u8 *labels, const u32 *label_step, int first, float *losses, const u32 *step, const float *rates, float *rate,
-#if GATES
-                 const T *gates, T *dgates, float *dgates_t, int pitch,
-#else
-                 T *dz,
-#endif
-                 float *parts, int batch, int hidden) {
+    head_loss_dz(const T *z, const float *w, const float *bias, const u8 *labels, const u32 *label_step, int first, float *losses, const u32 *step, const float *rates, float *rate, T *dz, float *parts,
+                 int batch, int hidden) {
     constexpr int COUNT = HEAD_ROWS * CLASSES, LANES = 16; // lanes for the ten classes of a row
     static_assert(HEAD_ROWS * LANES <= THREADS && HEAD_ROWS % 2 == 0, "a half warp for each row");
     __shared__ float scratch[THREADS / 32][COUNT];
@@ -60,14 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float start = c < CLASSES ? load_cg(bias + c) : 0.f;
     HeadQuad quad;
     head_sums(z, w, row0, batch, hidden, quad, scratch);
-    // On the way back the last columns come first: they are at hand.
-    const bool works = threadIdx.x * 4 < hidden;
-    int h = threadIdx.x * 4 + (works ? (hidden - 1 - threadIdx.x * 4) / (THREADS * 4) * (THREADS * 4) : 0);
-#if GATES
-    GateQuad gate;
-    if (works) gate.load(gates, h, row0, batch, hidden);
-#endif
-    if (blockIdx.x == 0 && threadIdx.x == THREADS - 1 && rates) tell_step(rates, *step, rate);
+    if (blockIdx.x == 0 && threadIdx.x == THREADS - 1 && rates) *rate = rates[*step];
     if (of_row < HEAD_ROWS) {
         const int row = row0 + of_row;
         const u32 half = threadIdx.x & 16;
@@ -101,8 +69,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int r = 0; r < HEAD_ROWS; r++) sum += dlogits[r][threadIdx.x];
         parts[offset(gridDim.x, hidden) * CLASSES + blockIdx.x * CLASSES + threadIdx.x] = sum;
     }
-    if (!works) return;
-    for (;;) {
+    if (threadIdx.x * 4 >= hidden) return;
+    // The last columns first: they are at hand.
+    for (int h = threadIdx.x * 4 + (hidden - 1 - threadIdx.x * 4) / (THREADS * 4) * (THREADS * 4);;) {
         float dw[CLASSES][4] = {};
 #pragma unroll
         for (int r = 0; r < HEAD_ROWS; r++) {
@@ -119,46 +88,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     back[e] = fmaf(d[k], quad.w[k][e], back[e]);
                     dw[k][e] = fmaf(d[k], quad.z[r][e], dw[k][e]);
                 }
-#if GATES
-            float dg[4], du[4];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                gate_backward(gate.g[r][e], gate.u[r][e], back[e], dg[e], du[e]);
-                gate.g[r][e] = dg[e], gate.u[r][e] = du[e];
-            }
-            T *out = dgates + offset(row0 + r, 2 * hidden);
-            if (row0 + r < batch) {
-#if PRECISION != 2
-                if (dgates_t) store_in_turns(out, h, dg), store_in_turns(out + hidden, h, du);
-                else
-#endif
-                    store_quad(out + h, dg), store_quad(out + hidden + h, du);
-            }
-#else
             if (row0 + r < batch) store_quad(dz + offset(row0 + r, hidden) + h, back);
-#endif
         }
-#if GATES && PRECISION != 2
-        if (dgates_t) { // images past the batch are zeros, and lie past the row's end but for the last three
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-#pragma unroll
-                for (int r = 0; r < HEAD_ROWS; r += 4)
-                    if (row0 + r < batch) {
-                        *(float4 *)(dgates_t + offset(h + e, pitch) + row0 + r) = make_float4(gate.g[r][e], gate.g[r + 1][e], gate.g[r + 2][e], gate.g[r + 3][e]);
-                        *(float4 *)(dgates_t + offset(hidden + h + e, pitch) + row0 + r) = make_float4(gate.u[r][e], gate.u[r + 1][e], gate.u[r + 2][e], gate.u[r + 3][e]);
-                    }
-        }
-#endif
         float *to = parts + (offset(blockIdx.x, hidden) + h) * CLASSES;
 #pragma unroll
         for (int k = 0; k < CLASSES; k++) store_quad(to + 4 * k, dw[k]);
         if (h < THREADS * 4) break;
         h -= THREADS * 4;
         quad.load_w(w, h, hidden), quad.load_z(z, h, row0, batch, hidden);
-#if GATES
-        gate.load(gates, h, row0, batch, hidden);
-#endif
     }
 }
 

@@ -35,40 +35,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
             const u32 mask_a = sharers_of_a(p), mask_b = sharers_of_b(p);
-            constexpr int A_ROWS = ROWS / SHARE_A, B_ROWS = COLS / SHARE_B;
-            int image0 = first;
-            const auto weights = [&](u32 a, u32 full, int tile) {
+            wait_for_last();
+            const int image0 = first + (step ? (int)*step * batch : 0);
+            for (int tile = begin; tile < end; tile++)
+                feed(ring, [&](u32 a, u32 b, u32 full) {
+                    constexpr int A_ROWS = ROWS / SHARE_A, B_ROWS = COLS / SHARE_B;
 #pragma unroll
-                for (int plane = 0; plane < PLANES; plane++) { // 32 elements of K each
-                    const u32 to = a + plane * (ROWS * 128) + p.a * (A_ROWS * 128);
-                    const int k = tile * K_TILE + 32 * plane, output = output0 + (int)p.a * A_ROWS;
-                    if (SHARE_A > 1) tma_share(to, w, full, mask_a, k, output);
-                    else tma_load(to, w, full, k, output);
-                }
-            };
-            const auto images = [&](u32 b, u32 full, int tile) {
-#pragma unroll
-                for (int plane = 0; plane < PLANES; plane++) { // hi, lo
-                    const u32 to = b + plane * (COLS * 128) + p.b * (B_ROWS * 128);
-                    const int k = tile * K_TILE, image = image0 + row0 + (int)p.b * B_ROWS + plane * x_rows;
-                    if (SHARE_B > 1) tma_share(to, x, full, mask_b, k, image);
-                    else tma_load(to, x, full, k, image);
-                }
-            };
-            int tile = begin;
-            if (step) { // an epoch's images stood before its first step: they come while the kernel ahead, which steps W, ends
-                image0 += (int)load_cg(step) * batch;
-                const int last = min(begin + RING_STAGES, end);
-                Ring ahead = ring;
-                for (int early = begin; early < last; early++)
-                    feed(ahead, [&](u32, u32 b, u32 full) { images(b, full, early); });
-                wait_for_last();
-                for (; tile < last; tile++) weights(ring.a(), ring.full(ring.slot), tile), ring.next();
-            } else {
-                wait_for_last();
-            }
-            for (; tile < end; tile++)
-                feed(ring, [&](u32 a, u32 b, u32 full) { weights(a, full, tile), images(b, full, tile); });
+                    for (int plane = 0; plane < PLANES; plane++) { // A: 32 elements of K a plane; B: hi, lo
+                        const u32 to_a = a + plane * (ROWS * 128) + p.a * (A_ROWS * 128), to_b = b + plane * (COLS * 128) + p.b * (B_ROWS * 128);
+                        const int k = tile * K_TILE, output = output0 + (int)p.a * A_ROWS, image = image0 + row0 + (int)p.b * B_ROWS + plane * x_rows;
+                        if (SHARE_A > 1) tma_share(to_a, w, full, mask_a, k + 32 * plane, output);
+                        else tma_load(to_a, w, full, k + 32 * plane, output);
+                        if (SHARE_B > 1) tma_share(to_b, x, full, mask_b, k, image);
+                        else tma_load(to_b, x, full, k, image);
+                    }
+                });
         }
         __syncwarp();
         finish_beside();

@@ -36,12 +36,6 @@
 #define KEPT 0
 #endif
 
-// TF32's A through registers from rows of K: 1 says that within each 8 of K, B has 0, 2, 4, 6, 1, 3, 5, 7. A sum may be taken in any order, and in this one the lanes of
-// a warp read 32 banks, where in the plain one they read 16 twice.
-#ifndef K_IN_TURNS
-#define K_IN_TURNS 0
-#endif
-
 constexpr int CLUSTER = SPLITS * SHARE_A * SHARE_B;
 constexpr int ROWS = 64 * M_TILES * WARPGROUPS;  // of A, in a block's tile
 constexpr int COLS = BATCH_TILE;                 // of B
@@ -127,16 +121,9 @@ DEVICE Ring start_ring(u32 stages) {
     }
     return ring;
 }
-// Ends one: nobody leaves while others may still signal its barriers, as they do until they have multiplied. With splits all have: their sums landed since.
+// Ends one: nobody leaves while others may still signal its barriers. Splits have met when their sums landed.
 DEVICE void end_ring() {
-    if constexpr (SHARE_A * SHARE_B > 1) {
-        __syncwarp();
-        if (SPLITS == 1) {
-            cluster_wait();
-            cluster_arrive();
-        }
-        cluster_wait();
-    }
+    if (SHARE_A * SHARE_B > 1) cluster_wait();
 }
 
 // Feeds one stage: announces its bytes and lets `copies` issue them.
@@ -345,7 +332,7 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
 #pragma unroll
                 for (int s = 0; s < 4; s++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) to.v[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row + 8 * (e & 1), 8 * s + (K_IN_TURNS ? 2 * k + (e >> 1) : k + 4 * (e >> 1))));
+                    for (int e = 0; e < 4; e++) to.v[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row + 8 * (e & 1), 8 * s + k + 4 * (e >> 1)));
         };
         const auto step = [&](Fragments &now, Fragments &next, int tile) {
             const int slot = ring.slot;

@@ -1,7 +1,6 @@
 // dx = [dg | du] Wf on Hopper, with [dg | du] from dz and the gates        dz (B, H), Wf (2H, D), dx (B, D)
 //
-// Reads     dz, Wf; SAVED_GATES 1: [g | u]; SAVED_GATES 0: x and Wf once more, to make them again; SAVED_GATES 2: [dg | du], which the head's kernel made of
-//           them (head_joined.cu): there is no phase 1, and no block waits for another
+// Reads     dz, Wf; SAVED_GATES 1: [g | u]; SAVED_GATES 0: x and Wf once more, to make them again
 // Writes    [dg | du] (B, 2H), which dWf reads too, and dx
 // Launches  1, persistent: phase 1 makes [dg | du], a counter tells when all of it stands, phase 2 multiplies. While a block waits for the others, the
 //           weights of its first stages of phase 2 are already under way.
@@ -13,8 +12,7 @@
 //
 // ALONG_BATCH 1 (TF32 with saved gates): what the weights' gradients read, which TF32's tensor cores want along the batch, is written the other way round too, each
 // where its pointer is not null: [dg | du]^T (2H, `pitch`) by phase 1, whose threads have four images of four units; x^T (D, `pitch`) by the loader's three other
-// warps, meanwhile; dx^T (D, `pitch`) from the sums. Then nothing but this product reads [dg | du], whose units stand in turns (store_in_turns) if [dg | du]^T is
-// given: K_IN_TURNS 1.
+// warps, meanwhile; dx^T (D, `pitch`) from the sums.
 //
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
 // `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
@@ -32,9 +30,6 @@ constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #define ALONG_BATCH 0
 #endif
 static_assert(!ALONG_BATCH || (PRECISION == 1 && SAVED_GATES), "other precisions read what they sum over either way");
-static_assert(SAVED_GATES != 2 || PRECISION != 3, "fp32-emulated splits [dg | du] in phase 1");
-static_assert(!K_IN_TURNS || ALONG_BATCH, "who else reads [dg | du] wants its units in their order");
-constexpr bool PHASES = SAVED_GATES != 2; // there are two
 
 // Four rows of four neighbours, the other way round: columns of 16 bytes each.
 DEVICE void write_columns(float *matrix, const float (&v)[4][4], int row, int col, int pitch) {
@@ -161,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 if (!stands) {
                     const auto until = [&] {
                         wait_for_last();
-                        if (PHASES) grid_wait(state + (SPLIT_FP32 ? 1 : 0));
+                        grid_wait(state + (SPLIT_FP32 ? 1 : 0));
                     };
                     tile = feed_ahead(ring, begin_2, end_2, weights, until, activations);
                     stands = true;
@@ -177,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int warp = threadIdx.x / 32;
         Sums sums;
         wait_for_last();
-#if ALONG_BATCH && SAVED_GATES == 1
+#if ALONG_BATCH
         each_quad(blockIdx.x * (MULTIPLIERS / 32) + warp, gridDim.x * (MULTIPLIERS / 32), batch, hidden, [&](int row, int col) {
             uint4 gv[4], uv[4], dv[4];
 #pragma unroll
@@ -194,17 +189,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
                 for (int e = 0; e < 4; e++) gate_backward(g[e], u[e], d[e], dg[r][e], du[r][e]);
                 if (row + r >= batch) continue;
-                T *out = dgates + offset(row + r, 2 * hidden);
-                if (K_IN_TURNS) {
-                    store_in_turns(out, col, dg[r]), store_in_turns(out + hidden, col, du[r]);
-                } else {
-                    *(uint4 *)(out + col) = pack16(dg[r], 0.f);
-                    *(uint4 *)(out + hidden + col) = pack16(du[r], 0.f);
-                }
+                T *out = dgates + offset(row + r, 2 * hidden) + col;
+                *(uint4 *)out = pack16(dg[r], 0.f);
+                *(uint4 *)(out + hidden) = pack16(du[r], 0.f);
             }
             if (dgates_t) write_columns(dgates_t, dg, row, col, pitch), write_columns(dgates_t, du, row, hidden + col, pitch);
         });
-#elif SAVED_GATES == 1 && PRECISION != 3
+#elif SAVED_GATES && PRECISION != 3
         constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
         const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
         for (u32 first = blockIdx.x * MULTIPLIERS + threadIdx.x; first < count; first += BATCH * step) {
@@ -293,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             split_row<128>(load, write, planes + at, planes + offset(row + batch, 2 * hidden), plane_scale + split * batch + row, begin * K_TILE, min(end * K_TILE, 2 * hidden), 2 + warp / 4, most);
         }
         grid_arrive(state + 1);
-#elif SAVED_GATES != 2
+#else
         grid_arrive(state);
 #endif
         // The last block whose threads wait for nothing more puts the state back to zero.
@@ -301,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const auto leave = [&] {
             if (threadIdx.x == 0) gone = atomicAdd(state + 2, 1u) + 1;
         };
-        if (PHASES && cluster >= work_2) leave();
+        if (cluster >= work_2) leave();
         // dx^T = Wf^T [dg | du]^T: (D, 2H) @ (2H, B) -> (D, B)
         for (u32 item = cluster; item < work_2; item += clusters) {
             const TilePlace at = place_of(item, tiles_2, ROWS);
@@ -310,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 barrier_among(1, MULTIPLIERS);
             }
             multiply<true, false>(sums, ring, end_2 - begin_2, p, One());
-            if (PHASES && item == cluster) leave(); // there was something to multiply: the loader has waited too
+            if (item == cluster) leave(); // there was something to multiply: the loader has waited too
             if (item + clusters >= work_2) let_next_start();
             if (SPLIT_FP32) {
                 const float *down = plane_scale + p.split * batch;
@@ -338,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             };
             finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }
-        if (PHASES && threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
+        if (threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
     }
     end_ring();
 }

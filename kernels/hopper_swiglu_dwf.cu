@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
             for (int tile = 0; tile < tiles; tile++)
-                feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(p, a, b, full, dgrad, x, tile * K_TILE, row0, col0, 0, batch); });
+                feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, row0, col0, 0, batch); });
         }
     } else {
         become_multiplier();

@@ -21,9 +21,8 @@
 // Maps: `dgrad` dy (B, rows), box (128 bytes, K_TILE), or DY_TRANSPOSED: dy^T (rows, B), box (32, ROWS); `x` (N, columns), box (64, 64), or TF32: x^T (columns, N), box (32, COLS), or fp32-emulated: its
 // planes (2 N, columns) fp16, box (64, 64), and `scale` (B); `weight`, `velocity` (rows, columns) fp32, box (32, ROWS), 128-byte swizzle; `copy`
 // (rows, columns) bf16, box (32, ROWS), 64-byte swizzle (other precisions: any map). N = `x_rows` images, of which the batch's begin at
-// `first`, or, where `step` is given, at `first` + *step * B, and `step` and x were written two launches ago or more. `bias` and `bias_velocity` (rows), or null.
-// Boxes of `dgrad` and `x` have a SHARE_A-th and a SHARE_B-th of these rows. Grid: at most CLUSTER * ceil(rows / ROWS / SHARE_B) * ceil(columns / COLS / SHARE_A) blocks,
-// clusters of CLUSTER; SPLITS is 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
+// `first`, or, where `step` is given, at `first` + *step * B. `bias` and `bias_velocity` (rows), or null.
+// Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
 // copies) before the ring, STATE_SLOTS * 24 after it.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
@@ -32,7 +31,7 @@
 #ifndef STATE_SLOTS
 #define STATE_SLOTS 2
 #endif
-static_assert(SPLITS == 1, "a block owns its tile");
+static_assert(CLUSTER == 1, "a block owns its tile");
 
 constexpr bool COPIES = PRECISION == 2;
 constexpr int WIDE = 32, CHUNKS = COLS / WIDE; // columns of a slot; slots of a tile
@@ -54,18 +53,17 @@ struct Slots {
     }
 };
 
-// Visits the tiles of this block, and the slots of a tile: f(row0, col0) once a tile; f(row, col) once a slot. Blocks that share operands have neighbouring tiles; one of
-// them may lie outside, and has nothing to step.
-template <class F> DEVICE void each_tile(const Place &p, int rows, int cols, const F &f) {
-    const u32 tiles_a = ((rows + ROWS - 1) / ROWS + SHARE_B - 1) / SHARE_B, tiles_b = ((cols + COLS - 1) / COLS + SHARE_A - 1) / SHARE_A;
-    for (u32 item = blockIdx.x / CLUSTER; item < tiles_a * tiles_b; item += gridDim.x / CLUSTER) {
+// Visits the tiles of this block, and the slots of a tile: f(row0, col0) once a tile; f(row, col) once a slot.
+template <class F> DEVICE void each_tile(int rows, int cols, const F &f) {
+    const u32 tiles_a = (rows + ROWS - 1) / ROWS, tiles_b = (cols + COLS - 1) / COLS;
+    for (u32 item = blockIdx.x; item < tiles_a * tiles_b; item += gridDim.x) {
         const TilePlace at = tile_place(item, tiles_a, tiles_b);
-        f((at.a * SHARE_B + (int)p.b) * ROWS, (at.b * SHARE_A + (int)p.a) * COLS);
+        f(at.a * ROWS, at.b * COLS);
     }
 }
-template <class F> DEVICE void each_slot(const Place &p, int rows, int cols, const F &f) {
-    each_tile(p, rows, cols, [&](int row0, int col0) {
-        for (int chunk = 0; chunk < CHUNKS && col0 + chunk * WIDE < cols && row0 < rows; chunk++) f(row0, col0 + chunk * WIDE);
+template <class F> DEVICE void each_slot(int rows, int cols, const F &f) {
+    each_tile(rows, cols, [&](int row0, int col0) {
+        for (int chunk = 0; chunk < CHUNKS && col0 + chunk * WIDE < cols; chunk++) f(row0, col0 + chunk * WIDE);
     });
 }
 
@@ -83,7 +81,7 @@ DEVICE void step_bias(const T *dy, float *bias, float *velocity, Sgd sgd, int ba
     sgd.weight_decay = 0.f; // weights decay, biases do not
     for (int col = blockIdx.x * N; col < rows; col += gridDim.x * N) {
         float sum[N] = {};
-#pragma unroll HANDS_REGISTERS ? 4 : 16 // loads under way at once
+#pragma unroll 4
         for (int b = lane; b < batch; b += 32) {
             float v[N];
             unpack16(load16(dy + offset(b, rows) + col), v, T());
@@ -126,30 +124,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int warp = (threadIdx.x - MULTIPLIERS) / 32;
         const bool alone = (threadIdx.x & 31) == 0;
         if (warp == 0 && alone) {
-            // The images of an epoch stood before its first step, and the step's number before the kernel ahead began: so the images of the first stages
-            // come while that ends.
-            int image0 = first;
-            const auto load_images = [&](u32 b, u32 full, int tile, int col0) { load_x(p, b, full, x, tile * K_TILE, col0, image0, x_rows); };
-            if (step) image0 += (int)load_cg(step) * batch;
-            bool begun = false;
-            each_tile(p, rows, cols, [&](int row0, int col0) {
-                int tile = 0;
-                if (!begun) {
-                    const int last = step ? min(RING_STAGES, tiles) : 0;
-                    Ring ahead = ring;
-                    for (int early = 0; early < last; early++)
-                        feed(ahead, [&](u32, u32 b, u32 full) { load_images(b, full, early, col0); });
-                    wait_for_last();
-                    for (; tile < last; tile++) load_dy(p, ring.a(), ring.full(ring.slot), dgrad, tile * K_TILE, row0), ring.next();
-                    begun = true;
-                }
-                for (; tile < tiles; tile++)
-                    feed(ring, [&](u32 a, u32 b, u32 full) { load_dy(p, a, full, dgrad, tile * K_TILE, row0), load_images(b, full, tile, col0); });
+            wait_for_last();
+            const int image0 = first + (step ? (int)*step * batch : 0);
+            each_tile(rows, cols, [&](int row0, int col0) {
+                for (int tile = 0; tile < tiles; tile++)
+                    feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, row0, col0, image0, x_rows); });
             });
-            if (!begun) wait_for_last();
             let_next_start();
         } else if (warp == 1 && alone) {
-            each_slot(p, rows, cols, [&](int row, int col) {
+            each_slot(rows, cols, [&](int row, int col) {
                 barrier_wait(slots.left(), slots.parity ^ 1);
                 barrier_expect(slots.come(), 2 * STATE_BYTES);
                 tma_load(slots.weight(), weight, slots.come(), col, row);
@@ -158,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             });
         } else if (warp == 2 && alone) {
             const u64 first_to_go = evict_first();
-            each_slot(p, rows, cols, [&](int row, int col) {
+            each_slot(rows, cols, [&](int row, int col) {
                 barrier_wait(slots.stepped(), slots.parity);
                 tma_store(weight, slots.weight(), col, row, first_to_go);
                 tma_store(velocity, slots.velocity(), col, row, first_to_go);
@@ -178,13 +161,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         wait_for_last();
         const Sgd sgd = sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov);
         const int lane = threadIdx.x & 31, row = threadIdx.x / 128 * M_TILES * 64 + (threadIdx.x / 32 & 3) * 16 + lane / 4;
-        each_tile(p, rows, cols, [&](int row0, int col0) {
+        each_tile(rows, cols, [&](int, int col0) {
             // (rows, B) @ (B, columns) -> (rows, columns)
             Sums sums;
             multiply<!DY_TRANSPOSED, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
-                if (col0 + chunk * WIDE >= cols || row0 >= rows) break;
+                if (col0 + chunk * WIDE >= cols) break;
                 barrier_wait(slots.come(), slots.parity);
 #pragma unroll
                 for (int m = 0; m < M_TILES; m++)
@@ -212,5 +195,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             }
         });
     }
-    end_ring();
 }

@@ -104,12 +104,7 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 // To a kernel without a product these are fp32: the same elements, the same code.
                 None if precision == 1 || precision == 3 => {}
                 None if file == "head_joined.cu" && aligned == 0 => {}
-                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
-                None if file == "head_joined.cu" => {
-                    for gates in [0, 1] {
-                        add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024), ("GATES", gates)]);
-                    }
-                }
+                None if file.starts_with("head") && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
                 None => add(Vec::new()),
             }
             let large = aligned == 1 && thorough;
@@ -139,14 +134,8 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                     "hopper_swiglu_forward.cu" => add(precision, forward(chip, precision, batch, d, d).defines()),
                     "hopper_swiglu_backward_dx.cu" => {
                         let defines = with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES");
-                        let tile = &defines[..defines.len() - 1];
                         if precision == Precision::Tf32 && flag {
                             add(precision, [&defines[..], &[("ALONG_BATCH", 1)]].concat());
-                            let along = [("SAVED_GATES", 2), ("ALONG_BATCH", 1), ("K_IN_TURNS", 1)];
-                            add(precision, [tile, &along].concat());
-                        }
-                        if precision == Precision::Bf16 && flag {
-                            add(precision, [tile, &[("SAVED_GATES", 2)]].concat());
                         }
                         add(precision, defines);
                     }

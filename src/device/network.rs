@@ -7,7 +7,6 @@ use super::{
         linear::linear,
         ops,
     },
-    cuda::head::HeadGradient,
     images::{Batch, Labels, Tally},
 };
 use crate::{
@@ -200,25 +199,17 @@ impl Device {
         }
     }
 
-    /// The head, softmax cross-entropy, and the gradient of what the head reads, or what the layer below makes of that: all that the layers'
-    /// backward waits for. The step on the head, and the sum of the losses, are left to [`Device::head_step`].
+    /// The head, softmax cross-entropy, and the gradient of what the head reads: all that the layers' backward waits for. The step on
+    /// the head, and the sum of the losses, are left to [`Device::head_step`].
     ///
     /// # Errors
     /// When the shapes do not fit, or the device has no such kernel.
-    pub fn head_loss_dz(
-        &self,
-        z: &Tensor,
-        (w, b): (&Param, &Param),
-        batch: &Batch,
-        gradient: HeadGradient<'_>,
-    ) -> Result<()> {
+    pub fn head_loss_dz(&self, z: &Tensor, (w, b): (&Param, &Param), batch: &Batch, dz: &mut Tensor) -> Result<()> {
         z.expect("head loss", "z", batch.x.rows(), w.value.cols())?;
-        if let HeadGradient::Dz(dz) = &gradient {
-            dz.expect("head loss", "dz", z.rows(), z.cols())?;
-        }
+        dz.expect("head loss", "dz", z.rows(), z.cols())?;
         match (self, &batch.labels) {
             (Device::Cuda(cuda), Labels::Cuda(labels)) => {
-                cuda.head_loss_dz(z, (&w.value, &b.value), (labels, batch.place), gradient)
+                cuda.head_loss_dz(z, (&w.value, &b.value), (labels, batch.place), dz)
             }
             _ => Err(Error::shape("head loss: a CPU takes the head's two directions apart")),
         }

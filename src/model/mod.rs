@@ -13,7 +13,7 @@ pub mod schedule;
 use crate::{
     Error, Result,
     data::{CLASSES, PIXELS},
-    device::{Batch, Device, Images, Rows, SgdStep, Tally, cuda::head::HeadGradient},
+    device::{Batch, Device, Images, Rows, SgdStep, Tally},
     swiglu::{Entry, GateUp, LayerConfig, Pass, SwiGlu, WeightGrad},
     tensor::{Param, Tensor},
 };
@@ -202,17 +202,18 @@ impl Mlp {
         let joined = at_once.filter(|_| device.joins_head(z.rows(), z.cols()));
         // (B, H) @ (H, 10) -> (B, 10); (B, 10) @ (10, H) -> (B, H); (10, B) @ (B, H) -> (10, H)
         if joined.is_some() {
-            let last = &mut self.layers[depth - 1];
-            let slot = last.gate_slot(z.rows(), weight_grad(last.entry(), joined))?;
-            let gradient = slot.map_or(HeadGradient::Dz(&mut dhidden[depth]), HeadGradient::Gates);
-            device.head_loss_dz(z, (weight, bias), &acts.batch, gradient)?;
+            device.head_loss_dz(z, (weight, bias), &acts.batch, &mut dhidden[depth])?;
         } else {
             let (logits, tally) = (&mut acts.logits, &mut outcome.tally);
             device.head_loss(z, (weight, bias), &acts.batch, logits, Some(dlogits), tally)?;
             device.head_backward(z, (weight, bias), dlogits, &mut dhidden[depth], at_once)?;
         }
         for (i, layer) in self.layers.iter_mut().enumerate().rev() {
-            let dwf = weight_grad(layer.entry(), at_once);
+            let dwf = match at_once {
+                _ if !layer.entry().trains_weight => WeightGrad::Skip,
+                None => WeightGrad::Buffer,
+                Some(sgd) => WeightGrad::Step(sgd),
+            };
             let (dx, dz) = dhidden.split_at_mut(i + 1);
             layer.backward(&hidden[i], &dz[0], Some(&mut dx[i]), dwf)?; // (B, H) -> (B, D), (2H, D)
         }
@@ -366,15 +367,6 @@ impl Mlp {
             ("head.weight".into(), &mut head.weight),
             ("head.bias".into(), &mut head.bias),
         ]
-    }
-}
-
-/// Where a layer's dWf goes: into a step at once, where there is one to take.
-fn weight_grad<'a>(entry: &Entry, at_once: Option<&'a SgdStep>) -> WeightGrad<'a> {
-    match at_once {
-        _ if !entry.trains_weight => WeightGrad::Skip,
-        None => WeightGrad::Buffer,
-        Some(sgd) => WeightGrad::Step(sgd),
     }
 }
 

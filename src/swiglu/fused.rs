@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    device::{Device, cuda::head::GateSlot},
+    device::Device,
     swiglu::reference::Dims,
     tensor::{Param, Tensor},
 };
@@ -81,13 +81,6 @@ enum Source {
     Nowhere,
     Library,
     OwnKernel,
-}
-
-impl Source {
-    /// Whether a kernel of our own takes a step with dWf.
-    fn steps(self, dwf: WeightGrad<'_>) -> bool {
-        self == Source::OwnKernel && matches!(dwf, WeightGrad::Step(_))
-    }
 }
 
 struct Fused {
@@ -162,7 +155,7 @@ impl Fused {
             return Err(other_device(self.entry.name));
         };
         // dx reads the weights that the forward used, so it comes before any step that changes them.
-        let steps = self.source.steps(dwf);
+        let steps = self.source == Source::OwnKernel && matches!(dwf, WeightGrad::Step(_));
         let dgates = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), workspace, steps)?
             .ok_or_else(|| no_forward(self.entry.name, x.rows()))?;
         match (dwf, self.source) {
@@ -211,14 +204,6 @@ impl SwiGlu for Fused {
                 cuda::forward(cuda, dims, x, &self.weight, z, keep, workspace)
             }
             _ => Err(other_device(self.entry.name)),
-        }
-    }
-
-    fn gate_slot(&mut self, batch: usize, dwf: WeightGrad<'_>) -> Result<Option<GateSlot>> {
-        let (dims, steps) = (self.dims(batch), self.source.steps(dwf));
-        match (&self.config.device, &mut self.workspace) {
-            (Device::Cuda(cuda), Workspace::Cuda(workspace)) => cuda::gate_slot(cuda, dims, workspace, steps),
-            _ => Ok(None),
         }
     }
 

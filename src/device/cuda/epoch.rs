@@ -28,6 +28,13 @@ pub struct Place {
     pub(super) moves: bool,
 }
 
+impl Place {
+    /// The same place, told by a counter of steps that has moved on since.
+    pub(super) fn a_step_back(self, batch: usize) -> Place {
+        Place { first: self.first - if self.moves { batch as i64 } else { 0 }, ..self }
+    }
+}
+
 /// The images of an epoch, in its order.
 #[derive(Debug)]
 pub struct Epoch {

@@ -2,7 +2,7 @@
 //! large batch goes both ways in one launch and the step on the head's weights follows when it may.
 
 use super::{
-    Along, Cuda,
+    Cuda,
     compile::Configuration,
     context::Memory,
     epoch::{Epoch, Place},
@@ -19,33 +19,14 @@ use crate::{
     tensor::{Param, Tensor},
 };
 
-/// Where the last layer keeps [g | u] and wants [dg | du], both (B, 2H): the head's backward can make these at once, in place of dz.
-#[derive(Clone, Copy, Debug)]
-pub struct GateSlot {
-    /// [g | u].
-    pub(crate) gates: u64,
-    /// [dg | du].
-    pub(crate) dgates: u64,
-    /// [dg | du]^T (2H, [`Along::pitch`] of B), where it is wanted; else 0.
-    pub(crate) along: u64,
-}
-
-/// What the head's backward gives to the layer below it.
-#[derive(Debug)]
-pub enum HeadGradient<'a> {
-    /// dz, (B, H).
-    Dz(&'a mut Tensor),
-    /// What the layer would make of dz.
-    Gates(GateSlot),
-}
-
 /// Head rows that a block takes where there are enough for every multiprocessor.
 const ROWS: usize = 8;
 
 impl Cuda {
-    /// Whether [`Cuda::head_loss_dz`] wins: where a batch gives every multiprocessor a block, and the parts of dW are not so many that they leave L2.
+    /// Whether [`Cuda::head_loss_dz`] takes the head: where a batch gives every multiprocessor a block, the parts of dW are not so many that they leave L2
+    /// (at H = 2048 it is slower), and blocks and warps are whole.
     pub fn joins_head(&self, batch: usize, hidden: usize) -> bool {
-        (512..=2048).contains(&batch) && hidden <= 1024 && self.is_aligned(hidden)
+        (512..=2048).contains(&batch) && batch.is_multiple_of(ROWS) && hidden <= 1024 && hidden.is_multiple_of(256)
     }
 
     /// Head rows that a block takes: eight share each read of the weights when there are enough rows for every multiprocessor.
@@ -196,8 +177,8 @@ impl Cuda {
         unsafe { self.launch(&configuration, "head_backward", launch, &args) }
     }
 
-    /// The head, softmax and cross-entropy, and dz = dlogits W: (B, 10) @ (10, H) -> (B, H), or what the layer below makes of it, in one launch,
-    /// which also leaves parts of dW and db for [`Cuda::head_step`].
+    /// The head, softmax and cross-entropy, and dz = dlogits W: (B, 10) @ (10, H) -> (B, H), in one launch, which also leaves parts of dW
+    /// and db for [`Cuda::head_step`].
     ///
     /// # Errors
     /// When the device fails.
@@ -206,17 +187,17 @@ impl Cuda {
         z: &Tensor,
         (w, b): (&Tensor, &Tensor),
         (labels, place): (&Memory, Option<Place>),
-        gradient: HeadGradient<'_>,
+        dz: &mut Tensor,
     ) -> Result<()> {
         let (batch, hidden) = z.shape();
-        let (configuration, grid) = self.head_joined(batch, matches!(gradient, HeadGradient::Gates(_)));
+        let (configuration, grid) = self.head_joined(batch);
         let [losses, _, _, step] = self.tally_args(batch)?;
         let (rates, rate) = match self.recording() {
             Some(log) => (log.rates_pointer(), self.shared.scalars.pointer()),
             None => (0, 0),
         };
         let [labels, label_step, first] = self.label_args(labels, place)?;
-        let head = [
+        let args = [
             Pointer(self.expect_activation("head", "z", z)?),
             Pointer(pointer(w)?),
             Pointer(pointer(b)?),
@@ -227,17 +208,12 @@ impl Cuda {
             step,
             Pointer(rates),
             Pointer(rate),
+            Pointer(self.expect_activation("head", "dz", dz)?),
+            Pointer(self.head_parts(batch, hidden)?),
+            Int(int(batch)?),
+            Int(int(hidden)?),
         ];
-        let below = match gradient {
-            HeadGradient::Dz(dz) => vec![Pointer(self.expect_activation("head", "dz", dz)?)],
-            HeadGradient::Gates(GateSlot { gates, dgates, along }) => {
-                vec![Pointer(gates), Pointer(dgates), Pointer(along), Int(int(Along::pitch(batch))?)]
-            }
-        };
-        let tail = [Pointer(self.head_parts(batch, hidden)?), Int(int(batch)?), Int(int(hidden)?)];
-        let args = [&head[..], &below, &tail].concat();
-        // SAFETY: the arguments are the kernel's, and shapes were checked; the parts have room for those of every block, and a slot is of a layer
-        // that kept its gates for a batch of this size.
+        // SAFETY: the arguments are the kernel's, and shapes were checked; the parts have room for those of every block.
         unsafe { self.launch(&configuration, "head_loss_dz", grid, &args) }
     }
 
@@ -254,7 +230,7 @@ impl Cuda {
         tally: &mut Tally,
     ) -> Result<()> {
         let hidden = weight.value.cols();
-        let (configuration, parts) = self.head_joined(batch, false);
+        let (configuration, parts) = self.head_joined(batch);
         let sums = self.tally_args(batch)?;
         let step = step.for_param(weight.decays); // the kernel leaves the bias without decay
         let args = [
@@ -276,9 +252,9 @@ impl Cuda {
         Ok(())
     }
 
-    fn head_joined(&self, batch: usize, gates: bool) -> (Configuration, Grid) {
-        let defines = [("HEAD_ROWS", ROWS as u32), ("HEAD_CHUNK", 1024), ("GATES", u32::from(gates))];
-        let configuration = self.configuration("head_joined.cu", true, &defines);
+    fn head_joined(&self, batch: usize) -> (Configuration, Grid) {
+        let configuration =
+            self.configuration("head_joined.cu", true, &[("HEAD_ROWS", ROWS as u32), ("HEAD_CHUNK", 1024)]);
         (configuration, self.early(grid(batch.div_ceil(ROWS), 256)))
     }
 

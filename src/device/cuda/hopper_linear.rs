@@ -69,10 +69,13 @@ impl Input {
         Ok(Input { transposed: Some(hopper::transposed(cuda, rows, cols, self.x)?), ..self })
     }
 
-    /// What the kernels are told of the batch's place: where the step's number is (`step`, if it moves the place), the first row, N.
-    fn place_args(&self, step: u64) -> Result<[Arg; 3]> {
+    /// What the kernels are told of the batch's place: the step, the first row, N.
+    fn place_args(&self, cuda: &Cuda) -> Result<[Arg; 3]> {
         let Place { first, moves } = self.place;
-        let step = if moves { step } else { 0 };
+        let step = match cuda.recording() {
+            Some(log) if moves => log.step_pointer(),
+            Some(_) | None => 0,
+        };
         let first = i32::try_from(first).map_err(|_| Error::shape(format!("row {first} is too far for a kernel")))?;
         Ok([Pointer(step), Int(first), Int(int(self.shape.0)?)])
     }
@@ -86,9 +89,9 @@ impl Input {
         let k_tile = tile.k_tile(cuda.precision());
         let (rows, cols) = self.shape;
         let Some((pointer, pitch)) = self.transposed else {
-            return Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile / tile.share_b)?.0);
+            return Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile)?.0);
         };
-        along_batch("x^T", pointer, (rows, cols), pitch, (k_tile, tile.cols / tile.share_b))
+        along_batch("x^T", pointer, (rows, cols), pitch, (k_tile, tile.cols))
     }
 }
 
@@ -109,10 +112,9 @@ impl Gradient {
         let k_tile = tile.k_tile(cuda.precision());
         match self.along {
             Some(along) => {
-                let part = (k_tile, tile.rows() / tile.share_a);
-                along_batch("dy^T", along, (self.batch, rows), Along::pitch(self.batch), part)
+                along_batch("dy^T", along, (self.batch, rows), Along::pitch(self.batch), (k_tile, tile.rows()))
             }
-            None => matrix(cuda, "dy", self.pointer, (self.batch, rows), k_tile / tile.share_a),
+            None => matrix(cuda, "dy", self.pointer, (self.batch, rows), k_tile),
         }
     }
 }
@@ -165,9 +167,7 @@ impl StepTile {
     }
 
     fn count(&self, rows: usize, cols: usize) -> usize {
-        let tile = self.tile;
-        rows.div_ceil(tile.rows()).next_multiple_of(tile.share_b)
-            * cols.div_ceil(tile.cols).next_multiple_of(tile.share_a)
+        rows.div_ceil(self.tile.rows()) * cols.div_ceil(self.tile.cols)
     }
 
     /// The tile for a weight (rows, cols) with a gradient summed over `batch` rows: the largest that gives nine tenths of the
@@ -175,11 +175,6 @@ impl StepTile {
     pub fn choose(chip: Chip, precision: Precision, batch: usize, rows: usize, cols: usize) -> StepTile {
         const fn of(tile: (usize, usize, usize), ring: (usize, usize)) -> StepTile {
             StepTile::new(tile, ring)
-        }
-        if let Some(x) = hopper_tiles::experiment(if cols == 784 { "STEM" } else { "LAYER" }) {
-            let mut tile = StepTile::new((x[0], x[1], x[4]), (x[5], x[6]));
-            (tile.tile.share_a, tile.tile.share_b) = (x[2], x[3]);
-            return tile;
         }
         let tiles: &[StepTile] = match (precision, batch <= 256) {
             (Precision::Tf32, true) => &[of((1, 64, 2), (2, 5))],
@@ -240,8 +235,7 @@ impl Cuda {
         let clusters =
             outputs.div_ceil(tile.rows()).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
         let configuration = hopper::configuration(self, "hopper_linear.cu", tile, &[]);
-        let step = self.recording().map_or(0, |log| log.step_pointer());
-        let args = [&head[..], &input.place_args(step)?, &sizes].concat();
+        let args = [&head[..], &input.place_args(self)?, &sizes].concat();
         // SAFETY: the arguments are the kernel's; shapes were checked; the maps are of these matrices.
         unsafe { self.launch(&configuration, NAME, hopper::grid(self, tile, clusters), &args) }
     }
@@ -260,6 +254,8 @@ impl Cuda {
         let batch = dy.rows();
         let along = dy.cuda()?.along.as_ref().and_then(Along::take);
         let dy = Gradient { pointer: self.expect_activation("stem", "dy", dy)?, batch, along };
+        // The step on the head has moved the log on.
+        let place = place.map(|place| place.a_step_back(batch));
         let input = Input::of_images(self, x, place)?;
         self.weight_step(dy, input, weight, Some(bias), step)
     }
@@ -306,13 +302,9 @@ impl Cuda {
         let sizes = [Int(int(batch)?), Int(int(rows)?), Int(int(cols)?)];
         let more = [("DY_TRANSPOSED", u32::from(dy.along.is_some()))];
         let configuration = self.configuration("hopper_weight_step.cu", true, &[&chosen.defines()[..], &more].concat());
-        let blocks =
-            chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks / tile.cluster() * tile.cluster());
-        let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision()))
-            .in_clusters(tile.cluster())
-            .started_early();
-        // The log has moved on, or is about to.
-        let args = [&head[..], &sgd, &input.place_args(self.step_number())?, &sizes].concat();
+        let blocks = chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks);
+        let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).started_early();
+        let args = [&head[..], &sgd, &input.place_args(self)?, &sizes].concat();
         // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.
         unsafe { self.launch(&configuration, "hopper_weight_step", grid, &args) }
     }

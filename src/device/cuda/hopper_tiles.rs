@@ -145,23 +145,8 @@ fn first_that_fills(
         .unwrap_or(tile(1, 64, 1, 1).with_results(precision).filled(precision))
 }
 
-/// EXPERIMENT
-pub fn experiment(name: &str) -> Option<Vec<usize>> {
-    let text = std::env::var(format!("MNIST_X_{name}")).ok()?;
-    Some(text.split(',').filter_map(|t| t.parse().ok()).collect())
-}
-
-fn forced(name: &str, precision: Precision) -> Option<HopperTile> {
-    let x = experiment(name)?;
-    let tile = HopperTile { share_a: x[3], share_b: x[4], ..tile(x[0], x[1], x[2], x[5]) };
-    Some(tile.with_results(precision).filled(precision))
-}
-
 /// The forward's tile.
 pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
-    if let Some(tile) = forced("FORWARD", precision) {
-        return tile;
-    }
     let tiles: &[HopperTile] = match precision {
         // The stages' own sums take the registers of a wider tile.
         Precision::Fp32Emulated => {
@@ -177,9 +162,6 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
 
 /// The tile of a linear layer's forward: where the batch is small its blocks are few, and split the sum.
 pub fn linear(chip: Chip, precision: Precision, batch: usize, inputs: usize, outputs: usize) -> HopperTile {
-    if let Some(tile) = forced("LINEAR", precision) {
-        return tile;
-    }
     let tiles: &[HopperTile] = match precision {
         _ if batch <= 128 => &[tile(1, 64, 4, 1)],
         Precision::Fp32Emulated => &[tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1)],
@@ -199,9 +181,6 @@ pub fn backward_dx(
     hidden: usize,
     saved: bool,
 ) -> HopperTile {
-    if let Some(tile) = forced("DX", precision) {
-        return tile;
-    }
     let tiles: &[HopperTile] = match precision {
         Precision::Fp32Emulated => {
             &[tile(2, 128, 1, 1), tile(2, 128, 2, 1), tile(2, 64, 2, 1), tile(1, 64, 2, 1), tile(2, 64, 4, 1)]

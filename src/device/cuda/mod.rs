@@ -134,7 +134,7 @@ struct Shared {
     blas: Mutex<Blas>,
     /// Memory that kernels use and nobody reads afterwards, by purpose. What grew too small is kept, for graphs that use it.
     scratch: Mutex<HashMap<&'static str, Vec<Memory>>>,
-    /// Learning rate, gradient scale and number of the step in hand.
+    /// Learning rate and gradient scale of the step in hand.
     scalars: Memory,
     mode: Mutex<Mode>,
 }
@@ -180,7 +180,7 @@ impl Cuda {
         }
         let blas = Mutex::new(Blas::new(&context)?);
         let modules = Modules::new(&context, Cache::of_user());
-        let scalars = context.allocate(12)?;
+        let scalars = context.allocate(8)?;
         let shared =
             Shared { context, modules, blas, scratch: Mutex::default(), scalars, mode: Mutex::new(Mode::Eager) };
         Ok(Cuda { shared: Arc::new(shared), precision: Precision::Fp32 })
@@ -247,7 +247,7 @@ impl Cuda {
         Ok(Buffer { along: Some(Along { memory, stands: AtomicBool::new(false) }), ..buffer })
     }
 
-    /// Whether the backward of a layer lays out along so many images what the weights' steps read: where a step of activations of this width fits L2 twice over.
+    /// Whether the backward of a layer lays out along so many images what the weights' steps read: where activations of this width fit L2 eight times.
     pub(crate) fn lays_along(&self, batch: usize, width: usize) -> bool {
         let fits = 8 * 4 * batch * width <= self.chip().l2_bytes;
         self.chip().hopper && self.precision() == Precision::Tf32 && batch > 256 && fits
@@ -389,11 +389,6 @@ impl Cuda {
             self.fill(scale, step.scale.to_bits())?;
         }
         Ok([Arg::Pointer(rate), Arg::Pointer(scale)])
-    }
-
-    /// Where the head's kernels leave the number of a captured step, for what comes after the log has moved on.
-    pub(crate) fn step_number(&self) -> u64 {
-        self.shared.scalars.pointer() + 8
     }
 
     /// Writes one word in the order of the stream.

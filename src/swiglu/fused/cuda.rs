@@ -14,7 +14,6 @@ use crate::{
             Cuda,
             blas::Operand,
             context::Memory,
-            head::GateSlot,
             hopper::Planes,
             modules::{
                 Arg::{self, Int, Pointer},
@@ -34,8 +33,6 @@ pub struct Workspace {
     gates: Option<Memory>,
     /// The batch of the last training forward, and whether its gates were saved.
     ready: Option<(usize, bool)>,
-    /// Where [`gate_slot`] had its [dg | du] made.
-    made: Option<Dgates>,
     element_bytes: usize,
     /// x split in two, where the precision's products read it so: planes and factors, and the bytes of the last forward's.
     planes: Option<(Memory, Memory)>,
@@ -83,7 +80,6 @@ impl Workspace {
     /// What a forward left.
     pub(super) fn keep(&mut self, cuda: &Cuda, batch: usize, keep: Keep) {
         self.element_bytes = cuda.element().bytes();
-        self.made = None;
         self.ready = match keep {
             Keep::Nothing => None,
             Keep::Inputs => Some((batch, false)),
@@ -166,30 +162,15 @@ pub fn forward(
     Ok(())
 }
 
-/// Where a backward writes dx (B, D): in scratch when nobody wants it.
-pub(super) fn dx_pointer(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Tensor>) -> Result<u64> {
-    match dx {
-        Some(dx) => cuda.expect_activation(op, "dx", dx),
-        None => cuda.scratch("unwanted dx", dims.batch * dims.inputs * cuda.element().bytes()),
-    }
-}
-
-/// Where the head's kernel can make [dg | du] of the gates that the last forward kept, on Hopper; the backward that follows goes on from there.
-///
-/// # Errors
-/// When there is no memory for it.
-pub fn gate_slot(cuda: &Cuda, dims: Dims, workspace: &mut Workspace, steps: bool) -> Result<Option<GateSlot>> {
-    let ready = workspace.ready == Some((dims.batch, true)) && hopper::takes(cuda, dims);
-    let Some(gates) = workspace.gates.as_ref().filter(|_| ready && cuda.precision() != Precision::Fp32Emulated) else {
-        return Ok(None);
+/// Where a backward writes [dg | du] (B, 2H), in scratch, and dx (B, D), in scratch too when nobody wants it.
+pub(super) fn backward_outputs(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Tensor>) -> Result<(u64, u64)> {
+    let bytes = cuda.element().bytes();
+    let dgates = cuda.scratch("dgates", 2 * dims.batch * dims.hidden * bytes)?;
+    let dx = match dx {
+        Some(dx) => cuda.expect_activation(op, "dx", dx)?,
+        None => cuda.scratch("unwanted dx", dims.batch * dims.inputs * bytes)?,
     };
-    let made = hopper::dgates(cuda, dims, steps)?;
-    workspace.made = Some(made);
-    Ok(Some(GateSlot {
-        gates: gates.pointer(),
-        dgates: made.pointer,
-        along: made.along.map_or(0, |(dgates, _)| dgates),
-    }))
+    Ok((dgates, dx))
 }
 
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. Where [dg | du] is, good until the
@@ -211,8 +192,7 @@ pub fn backward_dx(
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
     let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
     if hopper::takes(cuda, dims) {
-        let kept = hopper::Kept { gates, planes: workspace.last_planes(), made: workspace.made.take() };
-        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, kept, steps).map(Some);
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes()), steps).map(Some);
     }
     let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     // Saved gates are read, not multiplied: nothing is left to split.
@@ -238,8 +218,7 @@ pub fn backward_dx(
     }
     .max(splits.max(dx_splits));
 
-    let dgates = cuda.scratch("dgates", 2 * batch * hidden * cuda.element().bytes())?;
-    let dx = dx_pointer(cuda, NAME, dims, dx)?;
+    let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let sums_1 = if splits > 1 { rows * columns_1 * tile.rows * tile.cols * splits } else { 0 };
     let sums_2 = if dx_splits > 1 { rows * columns_2 * tile.rows * dx_cols * dx_splits } else { 0 };
     let args = [

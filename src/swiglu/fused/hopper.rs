@@ -5,7 +5,7 @@
 use super::{
     super::reference::Dims,
     Keep,
-    cuda::{Workspace, dx_pointer, sizes},
+    cuda::{Workspace, backward_outputs, sizes},
 };
 use crate::{
     Result,
@@ -105,36 +105,10 @@ pub fn forward(
 /// What a backward left for dWf: good until the next backward.
 #[derive(Clone, Copy, Debug)]
 pub struct Dgates {
-    /// [dg | du], (B, 2H); with `along`, its units in turns, for dx alone to read.
+    /// [dg | du], (B, 2H).
     pub pointer: u64,
-    /// [dg | du]^T (2H, [`Along::pitch`] of B) and x^T (D, the same), where they are laid out along the batch.
-    pub along: Option<(u64, u64)>,
-}
-
-/// What a forward, or who came after it, left for a backward.
-#[derive(Clone, Copy, Debug)]
-pub struct Kept {
-    /// [g | u], (B, 2H).
-    pub gates: Option<u64>,
-    /// x split in two.
-    pub planes: Option<Planes>,
-    /// [dg | du], made of the gates already.
-    pub made: Option<Dgates>,
-}
-
-/// Room for [dg | du], in scratch, and for what a step on the weights (`steps`) reads along the batch.
-///
-/// # Errors
-/// When there is no memory for it.
-pub fn dgates(cuda: &Cuda, Dims { batch, inputs, hidden }: Dims, steps: bool) -> Result<Dgates> {
-    let pitch = Along::pitch(batch);
-    let along = match cuda.lays_along(batch, inputs.max(hidden)) && steps {
-        true => {
-            Some((cuda.scratch("dgates along", 2 * hidden * pitch * 4)?, cuda.scratch("x along", inputs * pitch * 4)?))
-        }
-        false => None,
-    };
-    Ok(Dgates { pointer: cuda.scratch("dgates", 2 * batch * hidden * cuda.element().bytes())?, along })
+    /// [dg | du]^T (2H, [`Along::pitch`] of B) and x^T (D, the same), where they were laid out along the batch.
+    along: Option<(u64, u64)>,
 }
 
 impl From<u64> for Dgates {
@@ -155,7 +129,7 @@ pub fn backward_dx(
     (x, dz): (&Tensor, &Tensor),
     weight: &Param,
     dx: Option<&Tensor>,
-    Kept { gates: saved, planes, made }: Kept,
+    (saved, planes): (Option<u64>, Option<Planes>),
     steps: bool,
 ) -> Result<Dgates> {
     const NAME: &str = "hopper_swiglu_backward_dx";
@@ -163,11 +137,14 @@ pub fn backward_dx(
     let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
     let dx_along = dx.map(Tensor::cuda).transpose()?.and_then(|dx| dx.along.as_ref());
     let lays_along = cuda.lays_along(batch, inputs.max(hidden)) && saved.is_some() && (steps || dx_along.is_some());
-    let Dgates { pointer: dgates, along } = match made {
-        Some(made) => made,
-        None => self::dgates(cuda, dims, steps && saved.is_some())?,
+    let pitch = Along::pitch(batch);
+    let along = match lays_along && steps {
+        true => {
+            Some((cuda.scratch("dgates along", 2 * hidden * pitch * 4)?, cuda.scratch("x along", inputs * pitch * 4)?))
+        }
+        false => None,
     };
-    let dx = dx_pointer(cuda, NAME, dims, dx)?;
+    let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
     let x = cuda.expect_activation(NAME, "x", x)?;
     let images = tile.cols / tile.share_b;
@@ -176,7 +153,7 @@ pub fn backward_dx(
         along => {
             let (dgates, x_along) = along.unwrap_or_default();
             let dx = dx_along.map_or(0, Along::write);
-            vec![Pointer(x), Pointer(x_along), Pointer(dgates), Pointer(dx), Int(int(Along::pitch(batch))?)]
+            vec![Pointer(x), Pointer(x_along), Pointer(dgates), Pointer(dx), Int(int(pitch)?)]
         }
     };
     let (from_x, down) = activations(cuda, "x", x, planes, (batch, inputs), images)?;
@@ -202,10 +179,9 @@ pub fn backward_dx(
         Pointer(dx),
         Pointer(cuda.scratch("dx counters", 12)?),
     ];
-    let gates = if made.is_some() { 2 } else { u32::from(saved.is_some()) };
-    let mut more = vec![("SAVED_GATES", gates), kept(cuda, dims, tile)];
+    let mut more = vec![("SAVED_GATES", u32::from(saved.is_some())), kept(cuda, dims, tile)];
     if lays_along {
-        more.extend([("ALONG_BATCH", 1), ("K_IN_TURNS", u32::from(along.is_some()))]);
+        more.push(("ALONG_BATCH", 1));
     }
     let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
@@ -214,11 +190,7 @@ pub fn backward_dx(
     // All blocks wait for each other between the phases: no more than run at once. Where phase 1 is elementwise, idle blocks
     // still share it.
     let whole_chip = cuda.chip().multiprocessors / tile.cluster();
-    let wanted = match gates {
-        2 => phase_2,
-        1 => phase_2.max(whole_chip),
-        _ => phase_2.max(phase_1),
-    };
+    let wanted = phase_2.max(if saved.is_some() { whole_chip } else { phase_1 });
     let resident = cuda.resident_blocks(&configuration, NAME, grid(cuda, tile, wanted))? / tile.cluster();
     // SAFETY: the arguments are the kernel's; shapes were checked; the counters are zero before and after; all blocks run at
     // once.
