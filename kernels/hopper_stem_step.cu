@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Slots<SLOTS, SLOT_BYTES> slots{base, base + AT_BARRIERS, 0, 0};
     const int chunks = (inputs + COLUMNS - 1) / COLUMNS, row0 = blockIdx.x * OUTPUTS, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     if (threadIdx.x == WORKERS) tma_prefetch(weight), tma_prefetch(velocity), tma_prefetch(images);
-    if (threadIdx.x == 0) slots.init(slots, GROUP_WARPS);
+    if (threadIdx.x == 0) slots.init(slots, GROUP_WARPS), fence_async();
     __syncthreads();
 
     if (threadIdx.x >= WORKERS) {

@@ -7,33 +7,8 @@
 constexpr int IMAGES = 64;                  // of a batch
 constexpr int K_STEP = 32 / (int)sizeof(T); // of K in one step of mma
 
-// A ring of COUNT slots of BYTES each, and of each three barriers: its weights have come, they are stepped, they have left.
-template <int COUNT, int BYTES> struct Slots {
-    u32 base, barriers;
-    int slot;
-    u32 parity;
-    DEVICE u32 at() const { return base + slot * BYTES; }
-    DEVICE u32 come() const { return barriers + slot * 24; }
-    DEVICE u32 stepped() const { return come() + 8; }
-    DEVICE u32 left() const { return come() + 16; }
-    DEVICE void next() {
-        if (++slot == COUNT) slot = 0, parity ^= 1;
-    }
-    // By one thread, before any other looks. `steppers`: arrivals that mean that all of a slot is stepped.
-    DEVICE static void init(Slots all, int steppers) {
-        for (; all.parity == 0; all.next()) barrier_init(all.come(), 1), barrier_init(all.stepped(), steppers), barrier_init(all.left(), 1);
-        fence_async();
-    }
-};
-
-DEVICE float2 load_shared_pair(u32 address) {
-    float2 v;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
-    return v;
-}
 DEVICE void store_shared(u32 address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
 DEVICE void store_shared(u32 address, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory"); }
-DEVICE void store_shared_pair(u32 address, float2 v) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v.x), "f"(v.y) : "memory"); }
 DEVICE void store_shared16(u32 address, uint4 v) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
 // The transpose of 8 x 8 elements of 16 bits that a warp holds, two neighbours of a row a thread.
 DEVICE u32 transposed(u32 v) {

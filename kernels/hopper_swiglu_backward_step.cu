@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int chunks = (hidden + UNITS - 1) / UNITS, begin = chunks * split / splits, end = chunks * (split + 1) / splits;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     if (threadIdx.x == WORKERS) tma_prefetch(weight), tma_prefetch(velocity);
-    if (threadIdx.x == 0) stages.init(stages, WORKERS / 32);
+    if (threadIdx.x == 0) stages.init(stages, WORKERS / 32), fence_async();
     __syncthreads();
 
     const int k_tile = warp & 3, half = warp >> 2;

@@ -36,22 +36,6 @@ constexpr bool COPIES = PRECISION == 2;
 constexpr int WIDE = 32, CHUNKS = COLS / WIDE; // columns of a slot; slots of a tile
 constexpr int STATE_BYTES = ROWS * WIDE * 4, SLOT_BYTES = 2 * STATE_BYTES + (COPIES ? STATE_BYTES / 2 : 0);
 
-// The slots: W, velocity and copy of ROWS x 32 weights; a barrier that says they have come, one that they are stepped, one that they have left.
-struct Slots {
-    u32 base, barriers;
-    int slot;
-    u32 parity;
-    DEVICE u32 weight() const { return base + slot * SLOT_BYTES; }
-    DEVICE u32 velocity() const { return weight() + STATE_BYTES; }
-    DEVICE u32 copy() const { return weight() + 2 * STATE_BYTES; }
-    DEVICE u32 come() const { return barriers + slot * 24; }
-    DEVICE u32 stepped() const { return come() + 8; }
-    DEVICE u32 left() const { return come() + 16; }
-    DEVICE void next() {
-        if (++slot == STATE_SLOTS) slot = 0, parity ^= 1;
-    }
-};
-
 // Visits the tiles of this block, and the slots of a tile: f(row0, col0) once a tile; f(row, col) once a slot.
 template <class F> DEVICE void each_tile(int rows, int cols, const F &f) {
     const u32 tiles_a = (rows + ROWS - 1) / ROWS, tiles_b = (cols + COLS - 1) / COLS;
@@ -65,13 +49,6 @@ template <class F> DEVICE void each_slot(int rows, int cols, const F &f) {
         for (int chunk = 0; chunk < CHUNKS && col0 + chunk * WIDE < cols; chunk++) f(row0, col0 + chunk * WIDE);
     });
 }
-
-DEVICE float2 load_shared_pair(u32 address) {
-    float2 v;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
-    return v;
-}
-DEVICE void store_shared_pair(u32 address, float2 v) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v.x), "f"(v.y) : "memory"); }
 
 // The bias, by one warp: each block takes 16 bytes of dy's columns at a time, each lane every 32nd image.
 DEVICE void step_bias(const T *dy, float *bias, float *velocity, Sgd sgd, int batch, int rows) {
@@ -105,16 +82,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                        float weight_decay, int nesterov, const u32 *step, int first, int x_rows, int batch, int rows, int cols) {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared), stages = base + STATE_SLOTS * SLOT_BYTES;
-    Slots slots{base, stages + RING_BYTES + BARRIER_BYTES, 0, 0};
+    Slots<STATE_SLOTS, SLOT_BYTES> slots{base, stages + RING_BYTES + BARRIER_BYTES, 0, 0};
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(dgrad), tma_prefetch(x);
     if (threadIdx.x == MULTIPLIERS + 32) tma_prefetch(weight), tma_prefetch(velocity);
-    if (threadIdx.x == 0) {
-        for (Slots s = slots; s.parity == 0; s.next()) {
-            barrier_init(s.come(), 1);
-            barrier_init(s.stepped(), 4 * WARPGROUPS);
-            barrier_init(s.left(), 1);
-        }
-    }
+    if (threadIdx.x == 0) slots.init(slots, 4 * WARPGROUPS);
     Ring ring = start_ring(stages);
     const Place p = place();
     const int tiles = (batch + K_TILE - 1) / K_TILE;
@@ -134,17 +105,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             each_slot(rows, cols, [&](int row, int col) {
                 barrier_wait(slots.left(), slots.parity ^ 1);
                 barrier_expect(slots.come(), 2 * STATE_BYTES);
-                tma_load(slots.weight(), weight, slots.come(), col, row);
-                tma_load(slots.velocity(), velocity, slots.come(), col, row);
+                tma_load(slots.at(), weight, slots.come(), col, row);
+                tma_load(slots.at() + STATE_BYTES, velocity, slots.come(), col, row);
                 slots.next();
             });
         } else if (warp == 2 && alone) {
             const u64 first_to_go = evict_first();
             each_slot(rows, cols, [&](int row, int col) {
                 barrier_wait(slots.stepped(), slots.parity);
-                tma_store(weight, slots.weight(), col, row, first_to_go);
-                tma_store(velocity, slots.velocity(), col, row, first_to_go);
-                if (COPIES) tma_store(copy, slots.copy(), col, row, stays());
+                tma_store(weight, slots.at(), col, row, first_to_go);
+                tma_store(velocity, slots.at() + STATE_BYTES, col, row, first_to_go);
+                if (COPIES) tma_store(copy, slots.at() + 2 * STATE_BYTES, col, row, stays());
                 stores_commit();
                 stores_read();
                 barrier_arrive(slots.left());
@@ -176,14 +147,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                         for (int half = 0; half < 2; half++) { // rows `row` and `row` + 8, as a thread of wgmma holds them
                             const int at = row + 64 * m + 8 * half;
                             const u32 within = at * 128 + (((2 * j + (lane >> 1 & 1)) ^ (at & 7)) << 4) + (lane & 1) * 8;
-                            float2 w = load_shared_pair(slots.weight() + within), v = load_shared_pair(slots.velocity() + within);
+                            float2 w = load_shared_pair(slots.at() + within), v = load_shared_pair(slots.at() + STATE_BYTES + within);
                             const float *sum = sums.v[m] + 4 * (chunk * (WIDE / 8) + j) + 2 * half;
                             sgd_step(sgd, sum[0], w.x, v.x);
                             sgd_step(sgd, sum[1], w.y, v.y);
-                            store_shared_pair(slots.weight() + within, w);
-                            store_shared_pair(slots.velocity() + within, v);
+                            store_shared_pair(slots.at() + within, w);
+                            store_shared_pair(slots.at() + STATE_BYTES + within, v);
                             if (COPIES) {
-                                const u32 to = slots.copy() + at * 64 + ((j ^ (at >> 1 & 3)) << 4) + (lane & 3) * 4;
+                                const u32 to = slots.at() + 2 * STATE_BYTES + at * 64 + ((j ^ (at >> 1 & 3)) << 4) + (lane & 3) * 4;
                                 asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack_bf16(w.x, w.y)) : "memory");
                             }
                         }

@@ -12,7 +12,7 @@ use crate::{
         cuda::{
             Cuda,
             context::Chip,
-            hopper_stem::narrowest,
+            hopper_stem::{IMAGES, narrowest},
             modules::{
                 Arg::{Int, Map, Pointer},
                 Grid,
@@ -25,8 +25,7 @@ use crate::{
 };
 
 const FILE: &str = "hopper_swiglu_backward_step.cu";
-/// Images, columns of Wf a block, and hidden units of a stage: as in the kernel.
-const IMAGES: usize = 64;
+/// Columns of Wf a block, and hidden units of a stage: as in the kernel.
 const COLUMNS: usize = 64;
 const UNITS: usize = 32;
 const THREADS: usize = 256 + 128;
