@@ -187,11 +187,6 @@ template <bool A_MN> DEVICE u32 element_address(u32 tile, int row, int k) {
     if (A_MN) return tile + (row >> 5) * (K_TILE * 128) + k * 128 + ((((row & 31) >> 2) ^ (k & 7)) << 4) + (row & 3) * 4;
     return tile + (k >> 5) * (ROWS * 128) + row * 128 + ((((k & 31) >> 2) ^ (row & 7)) << 4) + (k & 3) * 4;
 }
-DEVICE u32 load_shared(u32 address) {
-    u32 v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
-    return v;
-}
 DEVICE float load_shared_float(u32 address) { return __uint_as_float(load_shared(address)); }
 // Two fp16 in one register, the first in the low half.
 DEVICE u32 pack_fp16(float first, float second) {

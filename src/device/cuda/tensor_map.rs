@@ -19,7 +19,7 @@ pub enum MapElement {
     F16,
     /// fp32, every bit as it is in memory: TF32 products then drop the low 13 bits.
     F32,
-    /// fp32, rounded to the nearest TF32 by the copy.
+    /// fp32, rounded to the nearest TF32 by the copy. A box that begins at an odd element of a row is an illegal instruction.
     Tf32,
 }
 
