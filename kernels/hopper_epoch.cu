@@ -1,7 +1,7 @@
 // An epoch's images, normalised and in its order, as the products of the stem read them: row i is images[order[i]] * scale + shift
 //   PRECISION 2   x (N, pixels) bf16
-//   PRECISION 1   x (N, pixels) fp32, and x^T (pixels, pitch), because wgmma reads TF32 along K only and dW sums over images; x^T is rounded to TF32 here,
-//                 because a batch may begin at an odd column of it, where a copy that rounds (a map of TF32 elements) is an illegal instruction
+//   PRECISION 1   x (N, pixels) fp32, and x^T (pixels, pitch), because wgmma reads TF32 along K only and dW sums over images; each batch
+//                 begins at a whole 16 bytes of it, where alone a copy may begin, and the columns before the next are left alone
 //   PRECISION 3   x = (hi + lo) * down as fp16, hi (N, pixels) then lo; one `down` for all, because pixels have one range: factors[0 .. factor_count]
 // and labels_out[i] = labels[order[i]].
 //
@@ -12,11 +12,10 @@
 // Loses     memory: 94, 376 or 188 MB for 60,000 images
 //
 // A block of 256 threads takes 32 images by 32 pixels: grid ceil(N / 32) * ceil(pixels / 32). `pixels` is a multiple of 4; `largest` bounds |x|.
-#include "engine_mma.cuh"
 #include "hopper_product.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) hopper_epoch(const u8 *images, const u8 *labels, const u32 *order, T *x, float *x_t, u16 *planes, float *factors, u8 *labels_out, int count, int pixels,
-                                                               int pitch, int factor_count, float scale, float shift, float largest) {
+                                                               int batch, int pitch, int factor_count, float scale, float shift, float largest) {
 #if PRECISION == 1
     __shared__ float tile[32][33];
 #endif
@@ -48,15 +47,15 @@ extern "C" __global__ void __launch_bounds__(256) hopper_epoch(const u8 *images,
 #else
         *(uint4 *)(x + to) = pack16(v, 0.f);
 #pragma unroll
-        for (int i = 0; i < 4; i++) tile[within][quad + i] = __uint_as_float(round_tf32(__float_as_uint(v[i])));
+        for (int i = 0; i < 4; i++) tile[within][quad + i] = v[i];
 #endif
     }
 #if PRECISION == 1
     if (!x_t) return; // nobody reads it
     __syncthreads();
-    const int lane = threadIdx.x & 31;
+    const int lane = threadIdx.x & 31, to = (row0 + lane) / batch * ((batch + 3) & ~3) + (row0 + lane) % batch;
 #pragma unroll
     for (int i = threadIdx.x / 32; i < 32; i += 8)
-        if (col0 + i < pixels && row0 + lane < count) x_t[offset(col0 + i, pitch) + row0 + lane] = tile[lane][i];
+        if (col0 + i < pixels && row0 + lane < count) x_t[offset(col0 + i, pitch) + to] = tile[lane][i];
 #endif
 }

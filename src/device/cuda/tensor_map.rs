@@ -19,7 +19,7 @@ pub enum MapElement {
     F16,
     /// fp32, every bit as it is in memory: TF32 products then drop the low 13 bits.
     F32,
-    /// fp32, rounded to the nearest TF32 by the copy. A box that begins at an odd element of a row is an illegal instruction.
+    /// fp32, rounded to the nearest TF32 by the copy.
     Tf32,
 }
 
@@ -98,7 +98,7 @@ impl Fetched {
 }
 
 /// A tensor on the device and the boxes that are copied of it. What of a box lies outside the tensor arrives as zeros, and is not
-/// written.
+/// written. A kernel's copy begins at a whole 16 bytes of a row (an illegal instruction elsewhere), which nobody checks.
 #[derive(Clone, Copy, Debug)]
 pub struct Boxes<'a> {
     /// What the tensor is for, in errors: `x`, `Wf`.

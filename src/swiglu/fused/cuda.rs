@@ -10,7 +10,7 @@ use crate::{
             Cuda,
             blas::Operand,
             context::Memory,
-            hopper::Planes,
+            hopper::{Planes, Transposed},
             modules::{
                 Arg::{self, Int, Pointer},
                 Grid,
@@ -40,8 +40,8 @@ pub struct Workspace {
 pub struct Gradients {
     /// Where [dg | du] (B, 2H) is.
     pub(super) dgates: u64,
-    /// Where x^T (D, pitch) is, and its pitch, if it was wanted.
-    pub(super) transposed: Option<(u64, usize)>,
+    /// x^T, if it was wanted.
+    pub(super) transposed: Option<Transposed>,
 }
 
 impl Workspace {
