@@ -4,13 +4,13 @@
 //           through registers, TF32's B is x transposed in memory (by hopper_swiglu_backward_dx.cu), fp32-emulated's B the split x (hopper_split.cu).
 // Writes    dWf
 // Launches  1, persistent
-// Wins      at large B by wgmma; at small B it is a stream of writes
-// Loses     in bf16 to a library product, by 2 to 16 us; to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
+// Wins      over a library product, most in TF32; at large B by wgmma, at small B it is a stream of writes
+// Loses     to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
 //
 // At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup has BOXES places for 64 rows x 128
 // bytes, and each of its warps puts 16 rows there, hands them to the copy engine, and goes on to the next, or to the next tile's product. No warp waits for
-// another, and the fence is of shared memory alone: barriers of the warpgroup and a fence of all memory cost more than the product (HOPPER.md). L2 is told to
-// let go of what is written first, so that it keeps the weights that the next forward reads.
+// another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
+// L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
 // (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, 16), 128-byte swizzle.
