@@ -247,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 }
             }
         }
-        fence_async(); // the copy engine reads what this thread wrote
+        fence_shared(); // the copy engine reads what this thread wrote
         __syncwarp();
         if (lane == 0) barrier_arrive(slots.stepped());
         for (int i = 0; i < GROUPS; i++) slots.next();

@@ -4,15 +4,16 @@
 //           through registers, TF32's B is x transposed in memory (by hopper_swiglu_backward_dx.cu), fp32-emulated's B the split x (hopper_split.cu).
 // Writes    dWf
 // Launches  1, persistent
-// Wins      at large B by wgmma; at small B it is a stream of writes
-// Loses     in bf16 to a library product, by 2 to 16 us; to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
+// Wins      over a library product, most in TF32; at large B by wgmma, at small B it is a stream of writes
+// Loses     to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
 //
-// At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup puts a box of 64 rows x 128 bytes
-// in one of its BOXES places, one thread hands it to the copy engine, and the next box, or the next tile's product, goes on meanwhile. L2 is told to let
-// go of what is written first, so that it keeps the weights that the next forward reads.
+// At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup has BOXES places for 64 rows x 128
+// bytes, and each of its warps puts 16 rows there, hands them to the copy engine, and goes on to the next, or to the next tile's product. No warp waits for
+// another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
+// L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
-// (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, 64), 128-byte swizzle.
+// (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, 16), 128-byte swizzle.
 // Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1. Shared memory: RESULTS bytes before the ring.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
@@ -69,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     } else {
         become_multiplier();
         const int group = threadIdx.x / 128;
-        const bool sends = threadIdx.x % 128 == 0;
+        const int warp_row = (threadIdx.x / 32 & 3) * 16;
+        const bool sends = (threadIdx.x & 31) == 0; // for its warp
         const u64 first_to_go = evict_first();
         const u32 boxes = results + group * BOXES * BOX_BYTES;
         int box = 0;
@@ -86,18 +88,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
                 for (int col = 0; col < COLS; col += BOX_COLS) {
                     const u32 place = boxes + box * BOX_BYTES;
-                    if (sends) stores_read<BOXES - 1>(); // the box that was here before is gone
-                    barrier_among(2 + group, 128);
+                    if (sends) stores_read<BOXES - 1>(); // the warp's rows that were here before are gone
+                    __syncwarp();
                     put_box(place, sums.v[m], col / 8);
-                    fence_async(); // the copy engine reads what this thread wrote
-                    barrier_among(2 + group, 128);
+                    fence_shared(); // the copy engine reads what this thread wrote
+                    __syncwarp();
                     if (sends) {
-                        tma_store(dwf, place, at.b * COLS + col, at.a * ROWS + (group * M_TILES + m) * 64, first_to_go);
+                        tma_store(dwf, place + warp_row * 128, at.b * COLS + col, at.a * ROWS + (group * M_TILES + m) * 64 + warp_row, first_to_go);
                         stores_commit();
                     }
                     if (++box == BOXES) box = 0;
                 }
         }
-        if (sends) stores_done();
+        if (sends) stores_read(); // shared memory lasts until it has been read
     }
 }

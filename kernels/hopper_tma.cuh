@@ -90,6 +90,8 @@ DEVICE void cluster_store(u32 address, float a, float b, float c, float d) {
 
 // Between ordinary accesses to memory and those of the copy engine or the tensor cores, by each thread that made the first kind.
 DEVICE void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// The same where the ordinary accesses were to shared memory, and much cheaper (HOPPER.md).
+DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // A barrier among `threads` threads of the block that name the same `id` (1 to 15).
 DEVICE void barrier_among(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 

@@ -158,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                                 asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack_bf16(w.x, w.y)) : "memory");
                             }
                         }
-                fence_async(); // the copy engine reads what this thread wrote
+                fence_shared(); // the copy engine reads what this thread wrote
                 __syncwarp();
                 if (lane == 0) barrier_arrive(slots.stepped());
                 slots.next();
