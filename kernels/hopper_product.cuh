@@ -122,9 +122,16 @@ DEVICE Ring start_ring(u32 stages) {
     }
     return ring;
 }
-// Ends one: nobody leaves while others may still signal its barriers. Splits have met when their sums landed.
+// Ends one: nobody leaves while others may still signal its barriers, as they do until they have multiplied. With splits all have: their sums landed since.
 DEVICE void end_ring() {
-    if (SHARE_A * SHARE_B > 1) cluster_wait();
+    if constexpr (SHARE_A * SHARE_B > 1) {
+        __syncwarp();
+        if (SPLITS == 1) {
+            cluster_wait();
+            cluster_arrive();
+        }
+        cluster_wait();
+    }
 }
 
 // Feeds one stage: announces its bytes and lets `copies` issue them.
