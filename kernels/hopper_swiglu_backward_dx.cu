@@ -284,9 +284,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             const Staging<T, ROWS, IMAGES> out{ring.results()};
             const int image0 = at.b + p.split * SHARE_COLS;
             const auto put = [&](int m, int j, float4 v) {
-                const int row = (warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16, staged = j % (IMAGES / 8);
-                out.put(row, staged, v.x, v.y);
-                out.put(row + 8, staged, v.z, v.w);
+                const int tile = (warp / 4 * M_TILES + m) * 64, staged = j % (IMAGES / 8);
+#if PRECISION == 1
+                out.put_pair(tile + row_of_sums(0), staged, v.x, v.y);
+                out.put_pair(tile + row_of_sums(1), staged, v.z, v.w);
+#else
+                out.put(tile + (warp & 3) * 16, staged, v.x, v.y);
+                out.put(tile + (warp & 3) * 16 + 8, staged, v.z, v.w);
+#endif
             };
             finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }

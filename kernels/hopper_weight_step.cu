@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_multiplier();
         wait_for_last();
         const Sgd sgd = sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov);
-        const int lane = threadIdx.x & 31, row = threadIdx.x / 128 * M_TILES * 64 + (threadIdx.x / 32 & 3) * 16 + lane / 4;
+        const int lane = threadIdx.x & 31, row0 = threadIdx.x / 128 * M_TILES * 64;
         each_tile(rows, cols, [&](int, int col0) {
             // (rows, B) @ (B, columns) -> (rows, columns)
             Sums sums;
@@ -144,8 +144,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
                     for (int j = 0; j < WIDE / 8; j++)
 #pragma unroll
-                        for (int half = 0; half < 2; half++) { // rows `row` and `row` + 8, as a thread of wgmma holds them
-                            const int at = row + 64 * m + 8 * half;
+                        for (int half = 0; half < 2; half++) { // the thread's two rows
+                            const int at = row0 + 64 * m + row_of_sums(half);
                             const u32 within = at * 128 + (((2 * j + (lane >> 1 & 1)) ^ (at & 7)) << 4) + (lane & 1) * 8;
                             float2 w = load_shared_pair(slots.at() + within), v = load_shared_pair(slots.at() + STATE_BYTES + within);
                             const float *sum = sums.v[m] + 4 * (chunk * (WIDE / 8) + j) + 2 * half;
