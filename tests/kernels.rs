@@ -105,7 +105,8 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 Some(defines) => add(defines),
                 // To a kernel without a product these are fp32: the same elements, the same code.
                 None if precision == 1 || precision == 3 => {}
-                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
+                None if file == "head_joined.cu" && aligned == 0 => {}
+                None if file.starts_with("head") && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
                 None => add(Vec::new()),
             }
             let large = aligned == 1 && thorough;
@@ -127,7 +128,7 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
         }
     };
     for precision in [Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16] {
-        for (batch, d) in [(64, 512), (64, 2048), (256, 2048), (1024, 4096)] {
+        for (batch, d) in [(64, 512), (1024, 512), (64, 2048), (256, 2048), (1024, 4096)] {
             for flag in [false, true] {
                 let with = |tile: HopperTile, name| [tile.defines(), vec![(name, u32::from(flag))]].concat();
                 let chip = Chip::H200;
@@ -139,8 +140,9 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                     "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
                     "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),
                     "hopper_weight_step.cu" => {
-                        for (rows, cols) in [(d, 784), (2 * d, d)] {
-                            add(precision, StepTile::choose(chip, precision, batch, rows, cols).defines());
+                        let (stem, layer) = ((d, 784), (2 * d, d));
+                        for weights in [&[stem][..], &[layer], &[layer, stem]] {
+                            add(precision, StepTile::choose(chip, precision, batch, weights).defines());
                         }
                     }
                     "hopper_training_steps.cu" => {

@@ -109,16 +109,26 @@ pub(crate) fn grid(cuda: &Cuda, tile: HopperTile, clusters: usize) -> Grid {
     if blocks <= cuda.chip().multiprocessors * tile.blocks { grid.started_early() } else { grid }
 }
 
-/// Room for x^T (D, pitch) in scratch, and the pitch: TF32's tensor cores read operands along the sum only, and dWf sums over
-/// the batch.
-pub(crate) fn room_for_transposed(cuda: &Cuda, batch: usize, inputs: usize) -> Result<(u64, usize)> {
+/// Room for x^T (D, pitch) in scratch of this purpose, and the pitch: TF32's tensor cores read operands along the sum only, and dWf
+/// sums over the batch.
+pub(crate) fn room_for_transposed(
+    cuda: &Cuda,
+    purpose: &'static str,
+    batch: usize,
+    inputs: usize,
+) -> Result<(u64, usize)> {
     let pitch = batch.next_multiple_of(4);
-    Ok((cuda.scratch("x transposed", inputs * pitch * 4)?, pitch))
+    Ok((cuda.scratch(purpose, inputs * pitch * 4)?, pitch))
 }
 
 /// x^T (D, pitch) there.
-pub(crate) fn transposed(cuda: &Cuda, batch: usize, inputs: usize, x: u64) -> Result<(u64, usize)> {
-    let (out, pitch) = room_for_transposed(cuda, batch, inputs)?;
+pub(crate) fn transposed(
+    cuda: &Cuda,
+    purpose: &'static str,
+    (batch, inputs): (usize, usize),
+    x: u64,
+) -> Result<(u64, usize)> {
+    let (out, pitch) = room_for_transposed(cuda, purpose, batch, inputs)?;
     let args = [Pointer(x), Pointer(out), Int(int(batch)?), Int(int(inputs)?), Int(int(pitch)?)];
     let configuration = cuda.configuration("hopper_transpose.cu", true, &[]);
     let grid = Grid::new(inputs.div_ceil(32) * batch.div_ceil(32), 256, 0).started_early();

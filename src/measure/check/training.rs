@@ -31,13 +31,16 @@ use crate::{
 };
 
 /// Shapes and depths that are checked: more images than one tile holds and rows of any length; rows of whole 16 bytes, in one tile
-/// and in several. D differs from H.
+/// and in several; as many images as kernels for large batches take, which what is left of them is not. D differs from H.
 pub const NETWORKS: &[(Dims, usize)] = &[
     (Dims { batch: 150, inputs: 67, hidden: 101 }, 1),
     (Dims { batch: 150, inputs: 67, hidden: 101 }, 2),
     (Dims { batch: 136, inputs: 96, hidden: 64 }, 1),
     (Dims { batch: 136, inputs: 96, hidden: 64 }, 2),
     (Dims { batch: 300, inputs: 200, hidden: 136 }, 1),
+    (Dims { batch: 516, inputs: 72, hidden: 136 }, 1),
+    (Dims { batch: 515, inputs: 72, hidden: 136 }, 2),
+    (Dims { batch: 516, inputs: 72, hidden: 136 }, 2),
 ];
 
 /// The same, small enough for persistent steps: in parts of 16 columns, in parts of 32. Few images make gradients large, which clipping makes
