@@ -1,6 +1,7 @@
 // An epoch's images, normalised and in its order, as the products of the stem read them: row i is images[order[i]] * scale + shift
 //   PRECISION 2   x (N, pixels) bf16
-//   PRECISION 1   x (N, pixels) fp32, and x^T (pixels, pitch), because wgmma reads TF32 along K only and dW sums over images
+//   PRECISION 1   x (N, pixels) fp32, and x^T (pixels, pitch), because wgmma reads TF32 along K only and dW sums over images; each batch
+//                 begins at a whole 16 bytes of it, where alone a copy may begin, and the columns before the next are left alone
 //   PRECISION 3   x = (hi + lo) * down as fp16, hi (N, pixels) then lo; one `down` for all, because pixels have one range: factors[0 .. factor_count]
 // and labels_out[i] = labels[order[i]].
 //
@@ -14,7 +15,7 @@
 #include "hopper_product.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) hopper_epoch(const u8 *images, const u8 *labels, const u32 *order, T *x, float *x_t, u16 *planes, float *factors, u8 *labels_out, int count, int pixels,
-                                                               int pitch, int factor_count, float scale, float shift, float largest) {
+                                                               int batch, int pitch, int factor_count, float scale, float shift, float largest) {
 #if PRECISION == 1
     __shared__ float tile[32][33];
 #endif
@@ -52,9 +53,9 @@ extern "C" __global__ void __launch_bounds__(256) hopper_epoch(const u8 *images,
 #if PRECISION == 1
     if (!x_t) return; // nobody reads it
     __syncthreads();
-    const int lane = threadIdx.x & 31;
+    const int lane = threadIdx.x & 31, to = (row0 + lane) / batch * ((batch + 3) & ~3) + (row0 + lane) % batch;
 #pragma unroll
     for (int i = threadIdx.x / 32; i < 32; i += 8)
-        if (col0 + i < pixels && row0 + lane < count) x_t[offset(col0 + i, pitch) + row0 + lane] = tile[lane][i];
+        if (col0 + i < pixels && row0 + lane < count) x_t[offset(col0 + i, pitch) + to] = tile[lane][i];
 #endif
 }

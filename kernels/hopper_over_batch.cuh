@@ -3,7 +3,7 @@
 #include "hopper_product.cuh"
 
 // `dgrad`: dy, box (128 bytes, K_TILE). `x`: box (64, 64), or TF32: x^T, box (32, COLS), or fp32-emulated: its planes, lo `x_rows` rows below hi. The batch's images begin
-// at row `image0` of x.
+// at row `image0` of x; at column `image0` of x^T, a multiple of 4, because a copy begins at a whole 16 bytes of a row: elsewhere it is an illegal instruction.
 DEVICE void load_over_batch(u32 a, u32 b, u32 full, const TensorMap &dgrad, const TensorMap &x, int k, int row0, int col0, int image0, int x_rows) {
     constexpr int WIDE = PRECISION == 2 ? 64 : 32;
 #pragma unroll

@@ -202,11 +202,6 @@ template <bool IN_TURNS = PRECISION == 1> DEVICE int row_of_sums(int half) {
     if (!IN_TURNS) return warp * 16 + row + 8 * half;
     return (warp >> 1) * 32 + (((warp & 1) * 2 + half) ^ (row >> 2) * 5) * 4 + (row & 3);
 }
-DEVICE u32 load_shared(u32 address) {
-    u32 v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
-    return v;
-}
 DEVICE float load_shared_float(u32 address) { return __uint_as_float(load_shared(address)); }
 // Two fp16 in one register, the first in the low half.
 DEVICE u32 pack_fp16(float first, float second) {

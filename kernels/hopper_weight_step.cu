@@ -20,7 +20,7 @@
 // Maps: `dgrad` dy (B, rows), box (128 bytes, K_TILE); `x` (N, columns), box (64, 64), or TF32: x^T (columns, N), box (32, COLS), or fp32-emulated: its
 // planes (2 N, columns) fp16, box (64, 64), and `scale` (B); `weight`, `velocity` (rows, columns) fp32, box (32, ROWS), 128-byte swizzle; `copy`
 // (rows, columns) bf16, box (32, ROWS), 64-byte swizzle (other precisions: any map). N = `x_rows` images, of which the batch's begin at
-// `first`, or, where `step` is given, at `first` + *step * B. `bias` and `bias_velocity` (rows), or null.
+// `first`, or, where `step` is given, at `first` + *step * B (columns of x^T: B to the next multiple of 4). `bias` and `bias_velocity` (rows), or null.
 // Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
 // copies) before the ring, STATE_SLOTS * 24 after it.
 #include "hopper_over_batch.cuh"
@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         if (warp == 0 && alone) {
             wait_for_last();
             each_tile(one, two, [&](const Job &job, int row0, int col0) {
-                const int image0 = job.first + (job.step ? (int)*job.step * batch : 0);
+                const int image0 = job.first + (job.step ? (int)*job.step * (PRECISION == 1 ? (batch + 3) & ~3 : batch) : 0);
                 for (int tile = 0; tile < tiles; tile++)
                     feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, *job.dgrad, *job.x, tile * K_TILE, row0, col0, image0, job.x_rows); });
             });

@@ -16,6 +16,11 @@
 template <class E> struct KTile { static constexpr int K = 128 / sizeof(E); };
 
 DEVICE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+DEVICE u32 load_shared(u32 address) {
+    u32 v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+    return v;
+}
 
 // 16 bytes straight to shared memory, past L1; `bytes` of them are read and the rest are zeros.
 DEVICE void cp_async16(u32 dst, const void *src, int bytes) {

@@ -12,7 +12,7 @@ use mnist_swiglu::{
     device::{Device, cuda::Cuda},
     measure::check::{
         Case, LARGE_SHAPES, SHAPES, check_layer, gates_of,
-        training::{NETWORKS, SMALL_NETWORKS, TrainingCase, check_training},
+        training::{GPU_NETWORKS, NETWORKS, SMALL_NETWORKS, TrainingCase, check_training},
     },
     model::{checkpoint::Checkpoint, persistent::Steps, schedule::Schedule},
     swiglu::{
@@ -165,7 +165,7 @@ fn fp32_emulated_is_as_good_as_fp32_on_adversarial_operands() {
 #[test]
 fn steps_of_training_agree_with_the_reference_eagerly_and_replayed() {
     let Some((_guard, device)) = gpu() else { return };
-    for &(dims, depth) in NETWORKS.iter().chain(SMALL_NETWORKS) {
+    for &(dims, depth) in NETWORKS.iter().chain(SMALL_NETWORKS).chain(GPU_NETWORKS) {
         let case = TrainingCase::new(dims, depth, 5);
         for &precision in Precision::of_device(&device) {
             for &entry in swiglu::ALL {

@@ -8,7 +8,7 @@ use crate::{
     device::Device,
     measure::check::{
         Case, Check, LARGE_SHAPES, SHAPES, check_layer, gates_of,
-        training::{NETWORKS, SMALL_NETWORKS, TrainingCase, WIDE_NETWORKS, check_training},
+        training::{GPU_NETWORKS, NETWORKS, SMALL_NETWORKS, TrainingCase, check_training},
     },
     swiglu::{self, Entry, Gates, Precision, reference::Dims},
 };
@@ -28,7 +28,7 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     let (shapes, networks): (Vec<Dims>, Vec<_>) = match args.shape.as_slice() {
         [] => match device {
             Device::Cpu(_) => (SHAPES.to_vec(), networks()),
-            Device::Cuda(_) => ([SHAPES, LARGE_SHAPES].concat(), [&networks()[..], WIDE_NETWORKS].concat()),
+            Device::Cuda(_) => ([SHAPES, LARGE_SHAPES].concat(), [&networks()[..], GPU_NETWORKS].concat()),
         },
         texts => (texts.iter().map(|text| parse_shape(text)).collect::<Result<_>>()?, Vec::new()),
     };

@@ -4,7 +4,7 @@
 use super::{
     Cuda,
     context::Memory,
-    hopper::Planes,
+    hopper::{Planes, Transposed},
     hopper_linear::Input,
     log::Log,
     modules::{
@@ -39,9 +39,10 @@ impl Place {
 #[derive(Debug)]
 pub struct Epoch {
     images: usize,
+    batch: usize,
     /// (N, 784) of the precision's elements, or two planes of fp16.
     x: Memory,
-    /// (784, pitch), for TF32.
+    /// x^T (784, pitch), for TF32: [`Transposed`].
     transposed: Option<Memory>,
     /// A factor for each row of a batch, for planes: all the same, since all pixels have one range.
     factors: Option<Memory>,
@@ -52,7 +53,7 @@ pub struct Epoch {
 const LARGEST: f32 = (1.0 - MEAN) / STD;
 
 impl Epoch {
-    /// Room for `images` images, in batches of up to `batch`, for a stem of `width` outputs.
+    /// Room for `images` images, in batches of `batch` (the last may be smaller), for a stem of `width` outputs.
     ///
     /// # Errors
     /// When there is no memory for them.
@@ -66,12 +67,13 @@ impl Epoch {
         };
         Ok(Epoch {
             images,
+            batch,
             x,
             // Small batches multiply without it.
             transposed: if cuda.passes_stem_once(batch, PIXELS, width) {
                 None
             } else {
-                only(Precision::Tf32, PIXELS * pitch(images) * 4)?
+                only(Precision::Tf32, PIXELS * columns(images, batch) * 4)?
             },
             factors: only(Precision::Fp32Emulated, batch * 4)?,
             labels: context.allocate(images)?,
@@ -81,7 +83,11 @@ impl Epoch {
     /// Images of the epoch from `place` on, as an operand.
     pub(super) fn input(&self, place: Place) -> Input {
         let planes = self.factors.as_ref().map(|factors| Planes { hi: self.x.pointer(), down: factors.pointer() });
-        let transposed = self.transposed.as_ref().map(|memory| (memory.pointer(), pitch(self.images)));
+        let transposed = self.transposed.as_ref().map(|memory| Transposed {
+            pointer: memory.pointer(),
+            batch: self.batch,
+            columns: columns(self.images, self.batch),
+        });
         Input { x: self.x.pointer(), shape: (self.images, PIXELS), transposed, planes, place }
     }
 
@@ -91,9 +97,9 @@ impl Epoch {
     }
 }
 
-/// Elements from a row of x^T to the next: TMA asks for whole 16 bytes.
-fn pitch(images: usize) -> usize {
-    images.next_multiple_of(4)
+/// Columns of x^T: as [`Transposed`] says.
+fn columns(images: usize, batch: usize) -> usize {
+    images / batch * batch.next_multiple_of(4) + (images % batch).next_multiple_of(4)
 }
 
 impl Cuda {
@@ -119,7 +125,8 @@ impl Cuda {
             Pointer(epoch.labels.pointer()),
             Int(int(epoch.images)?),
             Int(int(PIXELS)?),
-            Int(int(pitch(epoch.images))?),
+            Int(int(epoch.batch)?),
+            Int(int(columns(epoch.images, epoch.batch))?),
             Int(int(factors)?),
             Float(PIXEL_SCALE),
             Float(PIXEL_SHIFT),

@@ -109,30 +109,86 @@ pub(crate) fn grid(cuda: &Cuda, tile: HopperTile, clusters: usize) -> Grid {
     if blocks <= cuda.chip().multiprocessors * tile.blocks { grid.started_early() } else { grid }
 }
 
-/// Room for x^T (D, pitch) in scratch of this purpose, and the pitch: TF32's tensor cores read operands along the sum only, and dWf
-/// sums over the batch.
+/// x^T (K, pitch) fp32, of images in batches: TF32's tensor cores read operands along the sum only, and weights' gradients sum
+/// over the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transposed {
+    /// Where it is.
+    pub(crate) pointer: u64,
+    /// Images of a batch. Each begins at a multiple of 4 columns, 16 bytes, where alone a copy by TMA may begin.
+    pub(crate) batch: usize,
+    /// Columns that may be read: those of images, and zeros between batches.
+    pub(crate) columns: usize,
+}
+
+impl Transposed {
+    /// Elements from a row to the next: TMA asks for whole 16 bytes.
+    pub(crate) fn pitch(self) -> usize {
+        self.columns.next_multiple_of(4)
+    }
+
+    /// The column of an image, or of where an image before the first would be.
+    pub(crate) fn column(self, image: i64) -> i64 {
+        let batch = self.batch as i64;
+        image.div_euclid(batch) * self.batch.next_multiple_of(4) as i64 + image.rem_euclid(batch)
+    }
+
+    /// Boxes of (columns of x, images) of its `rows` rows, rounded to TF32 by the copy.
+    pub(crate) fn boxes(self, rows: usize, (images, inputs): (usize, usize)) -> Result<TensorMap> {
+        Boxes {
+            name: "x^T",
+            element: MapElement::Tf32,
+            pointer: self.pointer,
+            dims: &[self.columns, rows],
+            strides: &[self.pitch() * 4],
+            box_dims: &[images, inputs],
+            swizzle: Swizzle::Bytes128,
+        }
+        .encode()
+    }
+}
+
+/// Room in scratch of this purpose for x^T of a batch.
 pub(crate) fn room_for_transposed(
     cuda: &Cuda,
     purpose: &'static str,
     batch: usize,
     inputs: usize,
-) -> Result<(u64, usize)> {
-    let pitch = batch.next_multiple_of(4);
-    Ok((cuda.scratch(purpose, inputs * pitch * 4)?, pitch))
+) -> Result<Transposed> {
+    let pointer = cuda.scratch(purpose, inputs * batch.next_multiple_of(4) * 4)?;
+    Ok(Transposed { pointer, batch, columns: batch })
 }
 
-/// x^T (D, pitch) there.
+/// x^T of a batch there.
 pub(crate) fn transposed(
     cuda: &Cuda,
     purpose: &'static str,
     (batch, inputs): (usize, usize),
     x: u64,
-) -> Result<(u64, usize)> {
-    let (out, pitch) = room_for_transposed(cuda, purpose, batch, inputs)?;
-    let args = [Pointer(x), Pointer(out), Int(int(batch)?), Int(int(inputs)?), Int(int(pitch)?)];
+) -> Result<Transposed> {
+    let out = room_for_transposed(cuda, purpose, batch, inputs)?;
+    let args = [Pointer(x), Pointer(out.pointer), Int(int(batch)?), Int(int(inputs)?), Int(int(out.pitch())?)];
     let configuration = cuda.configuration("hopper_transpose.cu", true, &[]);
     let grid = Grid::new(inputs.div_ceil(32) * batch.div_ceil(32), 256, 0).started_early();
     // SAFETY: the arguments are the kernel's, and the scratch memory is as large as it writes.
     unsafe { cuda.launch(&configuration, "hopper_transpose", grid, &args)? };
-    Ok((out, pitch))
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_batch_begins_at_whole_16_bytes_of_x_transposed() {
+        for batch in [1, 64, 65, 127, 515] {
+            let transposed = Transposed { pointer: 16, batch, columns: 0 };
+            let first = |step: i64| transposed.column(step * batch as i64);
+            for step in -1..4 {
+                assert_eq!(first(step) % 4, 0, "batch {batch}, step {step}");
+                assert_eq!(first(step) + batch as i64 - 1, transposed.column((step + 1) * batch as i64 - 1));
+                assert!(first(step) + batch as i64 <= first(step + 1));
+            }
+        }
+    }
 }

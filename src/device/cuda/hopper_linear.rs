@@ -5,7 +5,7 @@ use super::{
     Cuda,
     context::Chip,
     epoch::Place,
-    hopper::{self, Planes, matrix},
+    hopper::{self, Planes, Transposed, matrix},
     hopper_tiles::{self, HopperTile},
     log::Log,
     modules::{
@@ -29,8 +29,8 @@ pub(crate) struct Input {
     pub(crate) x: u64,
     /// N, K.
     pub(crate) shape: (usize, usize),
-    /// x^T (K, pitch), and its pitch, where the precision sums over rows along them (TF32).
-    pub(crate) transposed: Option<(u64, usize)>,
+    /// x^T, where the precision sums over rows along them (TF32).
+    pub(crate) transposed: Option<Transposed>,
     /// x split in two, where the precision reads it so.
     pub(crate) planes: Option<Planes>,
     /// Where the batch begins.
@@ -71,7 +71,17 @@ impl Input {
 
     /// What the kernels are told of the batch's place: the step, the first row, N.
     fn place_args(&self, cuda: &Cuda) -> Result<[Arg; 3]> {
-        let Place { first, moves } = self.place;
+        self.place_args_from(cuda, self.place.first)
+    }
+
+    /// The same of its place in what a sum over the batch reads: the first column, where that is x^T.
+    fn place_args_over_batch(&self, cuda: &Cuda) -> Result<[Arg; 3]> {
+        let Place { first, .. } = self.place;
+        self.place_args_from(cuda, self.transposed.map_or(first, |transposed| transposed.column(first)))
+    }
+
+    fn place_args_from(&self, cuda: &Cuda, first: i64) -> Result<[Arg; 3]> {
+        let Place { moves, .. } = self.place;
         let step = match cuda.recording() {
             Some(log) if moves => log.step_pointer(),
             Some(_) | None => 0,
@@ -87,20 +97,10 @@ impl Input {
     /// Boxes for a product that sums over the batch.
     fn map_over_batch(&self, cuda: &Cuda, tile: HopperTile) -> Result<TensorMap> {
         let k_tile = tile.k_tile(cuda.precision());
-        let (rows, cols) = self.shape;
-        let Some((pointer, pitch)) = self.transposed else {
-            return Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile)?.0);
-        };
-        Boxes {
-            name: "x^T",
-            element: MapElement::Tf32,
-            pointer,
-            dims: &[rows, cols],
-            strides: &[pitch * 4],
-            box_dims: &[k_tile, tile.cols],
-            swizzle: Swizzle::Bytes128,
+        match self.transposed {
+            Some(transposed) => transposed.boxes(self.shape.1, (k_tile, tile.cols)),
+            None => Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile)?.0),
         }
-        .encode()
     }
 }
 
@@ -225,7 +225,7 @@ impl WeightStep {
             Map(copy.unwrap_or(value)),
             Pointer(self.input.factors()),
         ];
-        Ok([&head[..], &self.input.place_args(cuda)?, &[Int(int(rows)?), Int(int(cols)?)]].concat())
+        Ok([&head[..], &self.input.place_args_over_batch(cuda)?, &[Int(int(rows)?), Int(int(cols)?)]].concat())
     }
 }
 

@@ -98,7 +98,7 @@ impl Fetched {
 }
 
 /// A tensor on the device and the boxes that are copied of it. What of a box lies outside the tensor arrives as zeros, and is not
-/// written.
+/// written. A kernel's copy begins at a whole 16 bytes of a row (an illegal instruction elsewhere), which nobody checks.
 #[derive(Clone, Copy, Debug)]
 pub struct Boxes<'a> {
     /// What the tensor is for, in errors: `x`, `Wf`.

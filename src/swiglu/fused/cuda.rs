@@ -11,7 +11,7 @@ use crate::{
             blas::Operand,
             context::Memory,
             head::GateSlot,
-            hopper::Planes,
+            hopper::{Planes, Transposed},
             modules::{
                 Arg::{self, Int, Pointer},
                 Grid,
@@ -43,8 +43,8 @@ pub struct Workspace {
 pub struct Gradients {
     /// Where [dg | du] (B, 2H) is.
     pub(super) dgates: u64,
-    /// Where x^T (D, pitch) is, and its pitch, if it was wanted.
-    pub(super) transposed: Option<(u64, usize)>,
+    /// x^T, if it was wanted.
+    pub(super) transposed: Option<Transposed>,
 }
 
 impl Workspace {

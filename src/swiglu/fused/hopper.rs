@@ -175,7 +175,7 @@ pub fn backward_dx(
         Pointer(dx),
         Pointer(cuda.scratch("dx counters", 12)?),
         Pointer(x),
-        Pointer(transposed.map_or(0, |(out, _)| out)),
+        Pointer(transposed.map_or(0, |transposed| transposed.pointer)),
     ];
     let more = [
         ("SAVED_GATES", if made.is_some() { 2 } else { u32::from(saved.is_some()) }),
@@ -226,16 +226,7 @@ pub fn backward_dwf(
     let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     let k_tile = tile.k_tile(cuda.precision());
     let operand = match transposed {
-        Some((pointer, pitch)) => Boxes {
-            name: "x^T",
-            element: MapElement::Tf32,
-            pointer,
-            dims: &[batch, inputs],
-            strides: &[pitch * 4],
-            box_dims: &[k_tile, tile.cols],
-            swizzle: Swizzle::Bytes128,
-        }
-        .encode()?,
+        Some(transposed) => transposed.boxes(inputs, (k_tile, tile.cols))?,
         None => activations(cuda, "x", x, planes, (batch, inputs), k_tile)?.0,
     };
     let target = cuda.weight_grad_of(weight)?.cuda()?.memory.pointer();
