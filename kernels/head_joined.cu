@@ -57,6 +57,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ __align__(16) float dlogits[HEAD_ROWS][12]; // two of padding, so that a row is three vectors
     const int row0 = blockIdx.x * HEAD_ROWS, of_row = threadIdx.x / LANES, c = threadIdx.x % LANES;
     const float start = c < CLASSES ? load_cg(bias + c) : 0.f;
+    // Asked for before the kernel ahead has ended, which writes none of it: labels would be two waits later, one after the other.
+    const int label = labels[first + (label_step ? (int)load_early(label_step) * batch : 0) + min(row0 + of_row % HEAD_ROWS, batch - 1)];
     HeadQuad quad;
     head_sums(z, w, row0, batch, hidden, quad, scratch);
     // On the way back the last columns come first: they are at hand.
@@ -83,7 +85,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         total = e;
 #pragma unroll
         for (int d = LANES / 2; d > 0; d >>= 1) total += __shfl_xor_sync(0xffffffffu, total, d);
-        const int label = labels[first + (label_step ? (int)*label_step * batch : 0) + min(row, batch - 1)];
         const u32 largest = __ballot_sync(0xffffffffu, logit == top) >> half & 0xffffu; // the first of them is the guess
         const float at_label = __shfl_sync(0xffffffffu, logit, half + label);
         if (c < 12) dlogits[of_row][c] = c < CLASSES && row < batch ? (e / total - (c == label ? 1.f : 0.f)) / batch : 0.f;
