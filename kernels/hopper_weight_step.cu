@@ -15,13 +15,16 @@
 // sums step them where they lie; another warp sends them back. L2 is told to let go first of what goes back, so that it keeps what the next forward reads.
 // It is not told so of what comes: TMA asks memory for 256 bytes at a time, of which a slot takes 128, and the rest would be gone before its turn.
 //
+// JOBS 2: two weights, whose gradients are sums over the same batch, in one launch: blocks take the tiles of the other, then those of the last. At D = 512 each
+// fills the chip badly alone, with tiles so small that operands are read over and over.
+//
 // The loader's warps: 0 feeds the product, 1 the slots, 2 empties them, 3 sums the bias.
 //
 // Maps: `dgrad` dy (B, rows), box (128 bytes, K_TILE); `x` (N, columns), box (64, 64), or TF32: x^T (columns, N), box (32, COLS), or fp32-emulated: its
 // planes (2 N, columns) fp16, box (64, 64), and `scale` (B); `weight`, `velocity` (rows, columns) fp32, box (32, ROWS), 128-byte swizzle; `copy`
 // (rows, columns) bf16, box (32, ROWS), 64-byte swizzle (other precisions: any map). N = `x_rows` images, of which the batch's begin at
 // `first`, or, where `step` is given, at `first` + *step * B (columns of x^T: B to the next multiple of 4). `bias` and `bias_velocity` (rows), or null.
-// Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
+// Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks, of both weights. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
 // copies) before the ring, STATE_SLOTS * 24 after it.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"

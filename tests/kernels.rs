@@ -19,9 +19,9 @@ use mnist_swiglu::{
             cache::Cache,
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
-            hopper_linear::StepTile,
             hopper_stem,
             hopper_tiles::{HopperTile, backward_dx, dwf, forward, linear},
+            hopper_weight_step::StepTile,
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
@@ -106,7 +106,12 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 // To a kernel without a product these are fp32: the same elements, the same code.
                 None if precision == 1 || precision == 3 => {}
                 None if file == "head_joined.cu" && aligned == 0 => {}
-                None if file.starts_with("head") && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
+                None if file == "head_joined.cu" => {
+                    for gates in [0, 1] {
+                        add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024), ("GATES", gates)]);
+                    }
+                }
+                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
                 None => add(Vec::new()),
             }
             let large = aligned == 1 && thorough;
@@ -135,7 +140,11 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 match file {
                     "hopper_swiglu_forward.cu" => add(precision, forward(chip, precision, batch, d, d).defines()),
                     "hopper_swiglu_backward_dx.cu" => {
-                        add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
+                        let tile = backward_dx(chip, precision, batch, d, d, flag);
+                        add(precision, with(tile, "SAVED_GATES"));
+                        if flag && precision == Precision::Tf32 {
+                            add(precision, [tile.defines(), vec![("SAVED_GATES", 2), ("EARLY", 1)]].concat());
+                        }
                     }
                     "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
                     "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),

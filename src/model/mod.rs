@@ -3,6 +3,7 @@
 //! `backward` reads as `forward` in reverse. Nothing is allocated inside a step: activations and their gradients are
 //! buffers made once for the largest batch.
 
+mod activations;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod init;
@@ -13,10 +14,11 @@ pub mod schedule;
 use crate::{
     Error, Result,
     data::{CLASSES, PIXELS},
-    device::{Batch, Device, Images, Rows, SgdStep, Tally, cuda::head::HeadGradient},
+    device::{Device, Images, Rows, SgdStep, Tally, cuda::head::HeadGradient},
     swiglu::{Entry, GateUp, LayerConfig, Pass, SwiGlu, WeightGrad},
     tensor::{Param, Tensor},
 };
+pub use activations::Activations;
 use checkpoint::{Array, Arrays};
 
 /// Shapes of the network, and how its SwiGLU layers compute.
@@ -53,32 +55,6 @@ impl Linear {
 
     fn params(&mut self) -> [&mut Param; 2] {
         [&mut self.weight, &mut self.bias]
-    }
-}
-
-/// The buffers of a forward pass, and of its backward.
-#[derive(Debug)]
-pub struct Activations {
-    /// The images.
-    pub batch: Batch,
-    /// The stem's output (B, D), then each layer's (B, H).
-    hidden: Vec<Tensor>,
-    logits: Tensor,
-    /// Gradients of `hidden`, and of the logits; none for inference.
-    grads: Option<(Vec<Tensor>, Tensor)>,
-    /// Whether the step before has left the stem's output for the images of this one.
-    ahead: bool,
-}
-
-impl Activations {
-    fn set_rows(&mut self, rows: usize) -> Result<()> {
-        let grads = self.grads.iter_mut().flat_map(|(hidden, logits)| hidden.iter_mut().chain([logits]));
-        self.hidden.iter_mut().chain([&mut self.logits]).chain(grads).try_for_each(|t| t.set_rows(rows))
-    }
-
-    /// The logits of the last forward, (B, 10).
-    pub fn logits(&self) -> &Tensor {
-        &self.logits
     }
 }
 

@@ -34,6 +34,7 @@ pub mod hopper;
 pub mod hopper_linear;
 pub mod hopper_stem;
 pub mod hopper_tiles;
+pub mod hopper_weight_step;
 pub mod launch;
 pub mod library;
 pub mod log;
@@ -60,7 +61,7 @@ use compile::{Arch, Configuration};
 use context::{Chip, Context, Memory};
 use event::Event;
 use graph::Graph;
-use hopper_linear::WeightStep;
+use hopper_weight_step::Held;
 use log::Log;
 use modules::{Arg, CompileTime, Grid, Modules};
 
@@ -111,18 +112,6 @@ struct Shared {
     scalars: Memory,
     mode: Mutex<Mode>,
     held: Mutex<Held>,
-}
-
-/// Whether a layer's step on its weights waits for the stem's.
-#[derive(Debug, Default)]
-enum Held {
-    /// It is launched at once.
-    #[default]
-    Nothing,
-    /// The next one waits.
-    Wanted,
-    /// It waits.
-    Step(WeightStep),
 }
 
 /// What a launch means now.
@@ -347,37 +336,6 @@ impl Cuda {
         let graph = Graph::capture(&self.shared.context, Some(log.clone()), work);
         *lock(&self.shared.mode) = Mode::Eager;
         graph
-    }
-
-    /// Does `work`, in which one layer's step on its weights may wait for the stem's and be launched with it.
-    ///
-    /// # Errors
-    /// When `work` fails.
-    pub fn join_steps<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        *lock(&self.shared.held) = Held::Wanted;
-        let outcome = work();
-        match std::mem::take(&mut *lock(&self.shared.held)) {
-            Held::Step(step) => self.launch_steps(None, step, None)?,
-            Held::Nothing | Held::Wanted => {}
-        }
-        outcome
-    }
-
-    /// Keeps a step for the stem's launch, where that is wanted.
-    fn hold_step(&self, step: WeightStep) -> bool {
-        let mut held = lock(&self.shared.held);
-        let wanted = matches!(*held, Held::Wanted) && step.may_wait();
-        if wanted {
-            *held = Held::Step(step);
-        }
-        wanted
-    }
-
-    fn take_held_step(&self) -> Option<WeightStep> {
-        match std::mem::take(&mut *lock(&self.shared.held)) {
-            Held::Step(step) => Some(step),
-            Held::Nothing | Held::Wanted => None,
-        }
     }
 
     /// A mark in the stream.
