@@ -16,7 +16,7 @@
 // It is not told so of what comes: TMA asks memory for 256 bytes at a time, of which a slot takes 128, and the rest would be gone before its turn.
 //
 // JOBS 2: two weights, whose gradients are sums over the same batch, in one launch: blocks take the tiles of the other, then those of the last. At D = 512 each
-// fills the chip badly alone, with tiles so small that operands are read over and over.
+// fills the chip badly alone, with tiles so small that operands are read over and over; at D = 2048 there is one beginning and one end less.
 //
 // The loader's warps: 0 feeds the product, 1 the slots, 2 empties them, 3 sums the bias.
 //

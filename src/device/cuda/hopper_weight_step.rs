@@ -212,38 +212,30 @@ impl Cuda {
         self.launch_steps(self.take_held_step(), weight_step, Some(bias))
     }
 
-    /// Takes one weight's step, and `other`'s: in one launch where the chip holds both at once, which each fills badly alone.
+    /// Takes one weight's step, and `other`'s in the same launch: together they fill a chip that each fills badly alone, and where each
+    /// fills it several times over there is one beginning and one end less.
     pub(super) fn launch_steps(
         &self,
         other: Option<WeightStep>,
         last: WeightStep,
         bias: Option<[u64; 2]>,
     ) -> Result<()> {
-        let choose = |shapes: &[_]| StepTile::choose(self.chip(), self.precision(), last.batch, shapes);
-        let room = |chosen: StepTile| self.chip().multiprocessors * chosen.tile.blocks;
         let other = match other {
-            Some(other) => {
-                let shapes = [other.shape, last.shape];
-                let alike = (other.batch, other.decays) == (last.batch, last.decays);
-                let chosen = choose(&shapes);
-                if alike && chosen.count(&shapes) <= room(chosen) {
-                    Some(other)
-                } else {
-                    self.launch_steps(None, other, None)?;
-                    None
-                }
+            Some(other) if (other.batch, other.decays) != (last.batch, last.decays) => {
+                self.launch_steps(None, other, None)?;
+                None
             }
-            None => None,
+            other => other,
         };
         let shapes: Vec<(usize, usize)> = other.iter().chain([&last]).map(|step| step.shape).collect();
-        let chosen = choose(&shapes);
+        let chosen = StepTile::choose(self.chip(), self.precision(), last.batch, &shapes);
         let tile = chosen.tile;
         let [bias, bias_velocity] = bias.unwrap_or_default();
         let jobs = other.iter().chain([&last]).map(|step| step.args(self, tile)).collect::<Result<Vec<_>>>()?.concat();
         let of_bias = [Pointer(last.dy), Pointer(bias), Pointer(bias_velocity)];
         let sgd = self.sgd_args(&last.sgd.for_param(last.decays))?;
         let configuration = self.configuration("hopper_weight_step.cu", true, &chosen.defines());
-        let blocks = chosen.count(&shapes).min(room(chosen));
+        let blocks = chosen.count(&shapes).min(self.chip().multiprocessors * tile.blocks);
         let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).started_early();
         let args = [&jobs[..], &of_bias, &sgd, &[Int(int(last.batch)?)]].concat();
         // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.
@@ -266,6 +258,18 @@ mod tests {
                     assert!(chosen.slots >= 2 && chosen.tile.stages >= 2 && chosen.tile.cluster() == 1);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_layer_and_the_stem_fill_together_what_they_would_not_alone() {
+        let both = [(1024, 512), (512, 784)];
+        for precision in [Precision::Tf32, Precision::Bf16, Precision::Fp32Emulated] {
+            let chosen = StepTile::choose(Chip::H200, precision, 1024, &both);
+            let blocks = Chip::H200.multiprocessors * chosen.tile.blocks;
+            assert!((116..=blocks).contains(&chosen.count(&both)), "{precision:?}: {chosen:?}");
+            assert_eq!(chosen.jobs, 2);
+            assert!(both.iter().all(|&one| chosen.count(&[one]) * 2 <= Chip::H200.multiprocessors), "{chosen:?}");
         }
     }
 }
