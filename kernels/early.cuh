@@ -11,6 +11,12 @@ DEVICE void let_next_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// From L2, for what is read before the wait: L1 may have it as it was a step ago.
+DEVICE u32 load_early(const u32 *p) {
+    u32 v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
 // Returns when what the kernel ahead wrote can be read, and what it read may be written.
 DEVICE void wait_for_last() {
 #if __CUDA_ARCH__ >= 900

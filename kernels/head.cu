@@ -20,85 +20,16 @@
 // Where head_loss is given `counter` (one u32, zero before and after) its last block does so; else head_backward does, in one block more, and nobody waits
 // for it. Losses are added up in one order, so the sum does not depend on timing. head_loss also puts this step's learning rate, rates[*step], where the
 // kernels after it read it (`rates` null: not).
-#include "early.cuh"
+#include "head.cuh"
 #include "sgd.cuh"
 
-#ifndef HEAD_ROWS
-#define HEAD_ROWS 1
-#define HEAD_CHUNK 256
-#endif
-constexpr int CLASSES = 10, THREADS = 256;
-
-// From L2: what is read before the wait may be in L1 as it was a step ago.
-DEVICE float load_cg(const float *p) {
-    float v;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-    return v;
-}
-DEVICE float load_cg(const bf16 *p) {
-    bf16 v;
-    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v.bits) : "l"(p) : "memory");
-    return to_float(v);
-}
-
-// Sums of COUNT values over a warp, each in one fixed order, by halves: a lane hands over half of what it has and adds what it gets to the other half, so
-// that COUNT values take about COUNT exchanges, not 5 COUNT. use(i, sum of value i), by one lane for each i < COUNT (maybe several, with the same).
-template <int COUNT, int DISTANCE, class Use> DEVICE void warp_sums(float (&v)[COUNT], int base, int end, const Use &use) {
-    if constexpr (DISTANCE == 0) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++)
-            if (base + i < end) use(base + i, v[i]);
-    } else {
-        constexpr int HALF = (COUNT + 1) / 2;
-        const bool upper = (threadIdx.x & DISTANCE) != 0;
-        float half[HALF];
-#pragma unroll
-        for (int i = 0; i < HALF; i++) {
-            const float high = i + HALF < COUNT ? v[i + HALF] : COUNT == 1 ? v[0] : 0.f;
-            half[i] = (upper ? high : v[i]) + __shfl_xor_sync(0xffffffffu, upper ? v[i] : high, DISTANCE);
-        }
-        const int middle = COUNT == 1 ? end : min(base + HALF, end);
-        warp_sums<HALF, DISTANCE / 2>(half, upper && COUNT > 1 ? middle : base, upper || COUNT == 1 ? end : middle, use);
-    }
-}
-
-// logits[r][c] of rows row0 .. row0 + HEAD_ROWS, in shared memory, for all threads. The first weights are asked for before the kernel ahead has ended.
+// logits[r][c] of rows row0 .. row0 + HEAD_ROWS, in shared memory, for all threads.
 DEVICE void head_logits(const T *z, const float *w, const float *bias, int row0, int batch, int hidden, float (*logits)[CLASSES], float (*scratch)[HEAD_ROWS * CLASSES]) {
     constexpr int COUNT = HEAD_ROWS * CLASSES;
     static_assert(COUNT <= THREADS, "a thread finishes each logit");
     const float start = threadIdx.x < COUNT ? load_cg(bias + threadIdx.x % CLASSES) : 0.f;
-    float sum[COUNT] = {}, b[CLASSES][4];
-    const auto load_weights = [&](int h) {
-#pragma unroll
-        for (int c = 0; c < CLASSES; c++) {
-            const float *p = w + (u64)c * hidden + h;
-            if (ALIGNED) {
-                unpack16(load16_cg(p), b[c], 0.f);
-            } else {
-#pragma unroll
-                for (int e = 0; e < 4; e++) b[c][e] = h + e < hidden ? load_cg(p + e) : 0.f;
-            }
-        }
-    };
-    int h = threadIdx.x * 4;
-    if (h < hidden) load_weights(h);
-    wait_for_last();
-    let_next_start();
-    while (h < hidden) {
-        float a[HEAD_ROWS][4]; // all on their way at once
-#pragma unroll
-        for (int r = 0; r < HEAD_ROWS; r++) load_quad(z + (u64)min(row0 + r, batch - 1) * hidden + h, hidden - h, a[r]);
-#pragma unroll
-        for (int r = 0; r < HEAD_ROWS; r++)
-#pragma unroll
-            for (int c = 0; c < CLASSES; c++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) sum[r * CLASSES + c] = fmaf(a[r][e], b[c][e], sum[r * CLASSES + c]);
-        h += THREADS * 4;
-        if (h < hidden) load_weights(h);
-    }
-    warp_sums<COUNT, 16>(sum, 0, COUNT, [&](int i, float s) { scratch[threadIdx.x >> 5][i] = s; });
-    __syncthreads();
+    HeadQuad quad;
+    head_sums(z, w, row0, batch, hidden, quad, scratch);
     if (threadIdx.x < COUNT) {
         float s = start;
 #pragma unroll

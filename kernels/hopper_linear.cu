@@ -35,8 +35,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
             const u32 mask_a = sharers_of_a(p), mask_b = sharers_of_b(p);
+            const int image0 = first + (step ? (int)load_early(step) * batch : 0); // the kernel ahead moves no step
             wait_for_last();
-            const int image0 = first + (step ? (int)*step * batch : 0);
             for (int tile = begin; tile < end; tile++)
                 feed(ring, [&](u32 a, u32 b, u32 full) {
                     constexpr int A_ROWS = ROWS / SHARE_A, B_ROWS = COLS / SHARE_B;

@@ -122,9 +122,16 @@ DEVICE Ring start_ring(u32 stages) {
     }
     return ring;
 }
-// Ends one: nobody leaves while others may still signal its barriers. Splits have met when their sums landed.
+// Ends one: nobody leaves while others may still signal its barriers, as they do until they have multiplied. With splits all have: their sums landed since.
 DEVICE void end_ring() {
-    if (SHARE_A * SHARE_B > 1) cluster_wait();
+    if constexpr (SHARE_A * SHARE_B > 1) {
+        __syncwarp();
+        if (SPLITS == 1) {
+            cluster_wait();
+            cluster_arrive();
+        }
+        cluster_wait();
+    }
 }
 
 // Feeds one stage: announces its bytes and lets `copies` issue them.
@@ -186,6 +193,14 @@ struct Sums {
 template <bool A_MN> DEVICE u32 element_address(u32 tile, int row, int k) {
     if (A_MN) return tile + (row >> 5) * (K_TILE * 128) + k * 128 + ((((row & 31) >> 2) ^ (k & 7)) << 4) + (row & 3) * 4;
     return tile + (k >> 5) * (ROWS * 128) + row * 128 + ((((k & 31) >> 2) ^ (row & 7)) << 4) + (k & 3) * 4;
+}
+// Which of a warpgroup's 64 rows a thread's sums are of; `half` 1: those that wgmma has 8 rows further down. Where A goes through registers from rows of K
+// (TF32's IN_TURNS), a warp loads four rows of K of each eight rows of A at once, and the swizzle puts neighbours among those into the same banks. Rows may stand
+// in any order, if results are put back in it: so a warp takes fours of rows whose numbers differ by 5 in the third bit and above, and meets 32 banks.
+template <bool IN_TURNS = PRECISION == 1> DEVICE int row_of_sums(int half) {
+    const int warp = threadIdx.x / 32 & 3, row = (threadIdx.x & 31) / 4;
+    if (!IN_TURNS) return warp * 16 + row + 8 * half;
+    return (warp >> 1) * 32 + (((warp & 1) * 2 + half) ^ (row >> 2) * 5) * 4 + (row & 3);
 }
 DEVICE float load_shared_float(u32 address) { return __uint_as_float(load_shared(address)); }
 // Two fp16 in one register, the first in the low half.
@@ -322,13 +337,13 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
         const auto load = [&](Fragments &to) {
             barrier_wait(ring.full(ring.slot), ring.parity);
             const u32 a = ring.a() + group * M_TILES * A64;
-            const int lane = threadIdx.x & 31, row = (threadIdx.x / 32 & 3) * 16 + lane / 4, k = lane % 4;
+            const int k = threadIdx.x & 3;
 #pragma unroll
             for (int m = 0; m < M_TILES; m++)
 #pragma unroll
                 for (int s = 0; s < 4; s++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) to.v[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row + 8 * (e & 1), 8 * s + k + 4 * (e >> 1)));
+                    for (int e = 0; e < 4; e++) to.v[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row_of_sums(e & 1), 8 * s + k + 4 * (e >> 1)));
         };
         const auto step = [&](Fragments &now, Fragments &next, int tile) {
             const int slot = ring.slot;

@@ -7,6 +7,13 @@ template <class E, int WIDTH, int IMAGES = SHARE_COLS> struct Staging {
     static constexpr int PITCH = WIDTH * (int)sizeof(E) + 16;
     static constexpr int BYTES = IMAGES * PITCH;
     u32 base;
+    // A thread's two sums of element `at`, images 8 `j` and the next.
+    DEVICE void put_pair(int at, int j, float first, float second) const {
+        static_assert(sizeof(E) == 4, "a word each");
+        const u32 address = base + (8 * j + threadIdx.x % 4 * 2) * PITCH + at * 4;
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(first) : "memory");
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(address + PITCH), "f"(second) : "memory");
+    }
     // Sums of 8 rows x 8 columns, as a warp holds them (two a thread), of element `at` on (a multiple of 8), images 8 `j` and on.
     DEVICE void put(int at, int j, float first, float second) const {
         const int lane = threadIdx.x & 31;
@@ -14,9 +21,7 @@ template <class E, int WIDTH, int IMAGES = SHARE_COLS> struct Staging {
             const u32 address = base + (8 * j + (lane & 7)) * PITCH + at * 2;
             asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(pack_bf16(first, second)) : "memory");
         } else {
-            const u32 address = base + (8 * j + lane % 4 * 2) * PITCH + (at + lane / 4) * 4;
-            asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(first) : "memory");
-            asm volatile("st.shared.f32 [%0], %1;" ::"r"(address + PITCH), "f"(second) : "memory");
+            put_pair(at + lane / 4, j, first, second);
         }
     }
     DEVICE void get(int at, int j, float &first, float &second) const {

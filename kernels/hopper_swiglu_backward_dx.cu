@@ -1,6 +1,7 @@
 // dx = [dg | du] Wf on Hopper, with [dg | du] from dz and the gates        dz (B, H), Wf (2H, D), dx (B, D)
 //
-// Reads     dz, Wf; SAVED_GATES 1: [g | u]; SAVED_GATES 0: x and Wf once more, to make them again
+// Reads     dz, Wf; SAVED_GATES 1: [g | u]; SAVED_GATES 0: x and Wf once more, to make them again; SAVED_GATES 2: [dg | du], which the head's kernel made
+//           (head_joined.cu): there is no phase 1, and no block waits for another
 // Writes    [dg | du] (B, 2H), which dWf reads too, and dx
 // Launches  1, persistent: phase 1 makes [dg | du], a counter tells when all of it stands, phase 2 multiplies. While a block waits for the others, the
 //           weights of its first stages of phase 2 are already under way.
@@ -9,6 +10,8 @@
 //
 // fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, which works the derivative out twice, first
 // for the largest element; else in a phase between, when [dg | du] is whole.
+//
+// EARLY 1: the next kernel may start beside this one, not at its end: where that is the head's step (head_joined.cu), which needs little room and no result.
 //
 // TF32's dWf reads x transposed. Where `x_t` is given, the three warps beside the one that loads make it, while the others multiply.
 //
@@ -24,6 +27,12 @@
 #if !SAVED_GATES
 constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #endif
+
+#ifndef EARLY
+#define EARLY 0
+#endif
+static_assert(SAVED_GATES != 2 || PRECISION != 3, "fp32-emulated splits [dg | du] in phase 1");
+constexpr bool PHASES = SAVED_GATES != 2; // there are two
 
 constexpr int SPARE = 96; // threads of the loader's warpgroup that do not load
 
@@ -146,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 if (!stands) {
                     const auto until = [&] {
                         wait_for_last();
-                        grid_wait(state + (SPLIT_FP32 ? 1 : 0));
+                        if (PHASES) grid_wait(state + (SPLIT_FP32 ? 1 : 0));
                     };
                     tile = feed_ahead(ring, begin_2, end_2, weights, until, activations);
                     stands = true;
@@ -162,7 +171,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int warp = threadIdx.x / 32;
         Sums sums;
         wait_for_last();
-#if SAVED_GATES && PRECISION != 3
+        if (EARLY) let_next_start();
+#if SAVED_GATES == 1 && PRECISION != 3
         constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
         const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
         for (u32 first = blockIdx.x * MULTIPLIERS + threadIdx.x; first < count; first += BATCH * step) {
@@ -251,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             split_row<128>(load, write, planes + at, planes + offset(row + batch, 2 * hidden), plane_scale + split * batch + row, begin * K_TILE, min(end * K_TILE, 2 * hidden), 2 + warp / 4, most);
         }
         grid_arrive(state + 1);
-#else
+#elif SAVED_GATES != 2
         grid_arrive(state);
 #endif
         // The last block whose threads wait for nothing more puts the state back to zero.
@@ -259,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const auto leave = [&] {
             if (threadIdx.x == 0) gone = atomicAdd(state + 2, 1u) + 1;
         };
-        if (cluster >= work_2) leave();
+        if (PHASES && cluster >= work_2) leave();
         // dx^T = Wf^T [dg | du]^T: (D, 2H) @ (2H, B) -> (D, B)
         for (u32 item = cluster; item < work_2; item += clusters) {
             const TilePlace at = place_of(item, tiles_2, ROWS);
@@ -268,8 +278,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 barrier_among(1, MULTIPLIERS);
             }
             multiply<true, false>(sums, ring, end_2 - begin_2, p, One());
-            if (item == cluster) leave(); // there was something to multiply: the loader has waited too
-            if (item + clusters >= work_2) let_next_start();
+            if (PHASES && item == cluster) leave(); // there was something to multiply: the loader has waited too
+            if (!EARLY && item + clusters >= work_2) let_next_start();
             if (SPLIT_FP32) {
                 const float *down = plane_scale + p.split * batch;
 #pragma unroll
@@ -284,13 +294,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             const Staging<T, ROWS, IMAGES> out{ring.results()};
             const int image0 = at.b + p.split * SHARE_COLS;
             const auto put = [&](int m, int j, float4 v) {
-                const int row = (warp / 4 * M_TILES + m) * 64 + (warp & 3) * 16, staged = j % (IMAGES / 8);
-                out.put(row, staged, v.x, v.y);
-                out.put(row + 8, staged, v.z, v.w);
+                const int tile = (warp / 4 * M_TILES + m) * 64, staged = j % (IMAGES / 8);
+#if PRECISION == 1
+                out.put_pair(tile + row_of_sums(0), staged, v.x, v.y);
+                out.put_pair(tile + row_of_sums(1), staged, v.z, v.w);
+#else
+                out.put(tile + (warp & 3) * 16, staged, v.x, v.y);
+                out.put(tile + (warp & 3) * 16 + 8, staged, v.z, v.w);
+#endif
             };
             finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }
-        if (threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
+        if (PHASES && threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
     }
     end_ring();
 }

@@ -25,10 +25,10 @@ static_assert(BOXES >= 1 && RESULTS % 1024 == 0, "results pass beside the ring, 
 
 // 64 rows x BOX_COLS columns of sums, from column 8 `j0` on, rounded, as a swizzled box at `box`.
 DEVICE void put_box(u32 box, const float (&sums)[SUMS], int j0) {
-    const int lane = threadIdx.x & 31, warp_row = (threadIdx.x / 32 & 3) * 16;
+    const int lane = threadIdx.x & 31;
 #if PRECISION == 2
     // Four 8 x 8 matrices at once: rows 0 to 7 and 8 to 15 of two neighbouring groups of columns; each lane names one of their rows.
-    const int row = warp_row + (lane & 15);
+    const int row = (threadIdx.x / 32 & 3) * 16 + (lane & 15);
 #pragma unroll
     for (int j = 0; j < 8; j += 2) {
         const float *v = sums + 4 * (j0 + j);
@@ -41,7 +41,7 @@ DEVICE void put_box(u32 box, const float (&sums)[SUMS], int j0) {
     for (int j = 0; j < 4; j++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int row = warp_row + lane / 4 + 8 * half;
+            const int row = row_of_sums(half);
             const u32 to = box + row * 128 + (((2 * j + (lane >> 1 & 1)) ^ (row & 7)) << 4) + (lane & 1) * 8;
             asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(sums[4 * (j0 + j) + 2 * half]), "f"(sums[4 * (j0 + j) + 2 * half + 1]) : "memory");
         }

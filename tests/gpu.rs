@@ -272,6 +272,41 @@ fn a_run_stopped_anywhere_goes_on_to_the_very_same_losses() {
     }
 }
 
+#[test]
+fn large_batches_go_the_same_way_twice_and_after_a_stop() {
+    let Some((_guard, device)) = gpu() else { return };
+    for &precision in Precision::of_device(&device) {
+        // Kernels for large batches, and at the end of an epoch a batch that is smaller than they take.
+        let config = Config {
+            epochs: 1,
+            batch_size: 704,
+            schedule: Schedule::Constant,
+            ..small_mnist("fused-triton-grad", precision)
+        };
+        let run = |from: Option<&Checkpoint>, stop| train_on(&device, &config, mnist(), from, stop);
+        let (whole, again, first) = (run(None, None), run(None, None), run(None, Some(5)));
+        assert!(losses_and_weights(&whole) == losses_and_weights(&again), "{precision:?}: twice");
+        assert!(first.losses.len() < whole.losses.len(), "it was stopped");
+        let second = run(first.saved.as_ref(), None);
+        let joined: Vec<f32> = first.losses.iter().chain(&second.losses).copied().collect();
+        assert!(joined == whole.losses, "{precision:?}: other losses after a stop");
+        assert_eq!(losses_and_weights(&second).1, losses_and_weights(&whole).1, "{precision:?}");
+        // The same network by library products for dWf, whose step and the stem's have launches of their own.
+        let library = Config {
+            batch_size: 704,
+            epochs: 1,
+            schedule: Schedule::Constant,
+            ..small_mnist("fused-python-grad", precision)
+        };
+        let library = train_on(&device, &library, mnist(), None, None);
+        let near = |(ours, theirs): (&f32, &f32)| (ours - theirs).abs() <= 0.01 * theirs.abs() + 0.005;
+        assert!(
+            whole.losses.iter().zip(&library.losses).all(near),
+            "{precision:?}: other losses than by library products"
+        );
+    }
+}
+
 /// The implementations and precisions whose steps can be persistent, on a GPU that can.
 fn persistent_runs(device: &Device) -> Vec<Config> {
     let mut runs = Vec::new();

@@ -19,9 +19,9 @@ use mnist_swiglu::{
             cache::Cache,
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
-            hopper_linear::StepTile,
             hopper_stem,
             hopper_tiles::{HopperTile, backward_dx, dwf, forward, linear},
+            hopper_weight_step::StepTile,
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
@@ -105,6 +105,12 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                 Some(defines) => add(defines),
                 // To a kernel without a product these are fp32: the same elements, the same code.
                 None if precision == 1 || precision == 3 => {}
+                None if file == "head_joined.cu" && aligned == 0 => {}
+                None if file == "head_joined.cu" => {
+                    for gates in [0, 1] {
+                        add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024), ("GATES", gates)]);
+                    }
+                }
                 None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
                 None => add(Vec::new()),
             }
@@ -127,20 +133,25 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
         }
     };
     for precision in [Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16] {
-        for (batch, d) in [(64, 512), (64, 2048), (256, 2048), (1024, 4096)] {
+        for (batch, d) in [(64, 512), (1024, 512), (64, 2048), (256, 2048), (1024, 4096)] {
             for flag in [false, true] {
                 let with = |tile: HopperTile, name| [tile.defines(), vec![(name, u32::from(flag))]].concat();
                 let chip = Chip::H200;
                 match file {
                     "hopper_swiglu_forward.cu" => add(precision, forward(chip, precision, batch, d, d).defines()),
                     "hopper_swiglu_backward_dx.cu" => {
-                        add(precision, with(backward_dx(chip, precision, batch, d, d, flag), "SAVED_GATES"));
+                        let tile = backward_dx(chip, precision, batch, d, d, flag);
+                        add(precision, with(tile, "SAVED_GATES"));
+                        if flag && precision == Precision::Tf32 {
+                            add(precision, [tile.defines(), vec![("SAVED_GATES", 2), ("EARLY", 1)]].concat());
+                        }
                     }
                     "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
                     "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),
                     "hopper_weight_step.cu" => {
-                        for (rows, cols) in [(d, 784), (2 * d, d)] {
-                            add(precision, StepTile::choose(chip, precision, batch, rows, cols).defines());
+                        let (stem, layer) = ((d, 784), (2 * d, d));
+                        for weights in [&[stem][..], &[layer], &[layer, stem]] {
+                            add(precision, StepTile::choose(chip, precision, batch, weights).defines());
                         }
                     }
                     "hopper_training_steps.cu" => {

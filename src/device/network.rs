@@ -9,6 +9,7 @@ use super::{
         weight_grad::{Target, linear_step},
     },
     cuda::epoch::Place,
+    cuda::head::HeadGradient,
     images::{Batch, Labels, Tally},
 };
 use crate::{
@@ -219,6 +220,67 @@ impl Device {
                 cuda.head_loss(z, (&w.value, &b.value), (labels, batch.place), dlogits, tally)
             }
             _ => Err(Error::shape("head loss: the batch is on another device")),
+        }
+    }
+
+    /// Does `work`, in which a layer's step on its weights may wait for the stem's, so that one launch takes both.
+    ///
+    /// # Errors
+    /// When `work` fails.
+    pub fn join_steps<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        match self {
+            Device::Cuda(cuda) => cuda.join_steps(work),
+            Device::Cpu(_) => work(),
+        }
+    }
+
+    /// Whether [`Device::head_loss_dz`] and [`Device::head_step`] are faster than a loss and a backward, where a step may be taken at once.
+    pub fn joins_head(&self, batch: usize, hidden: usize) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            Device::Cuda(cuda) => cuda.joins_head(batch, hidden),
+        }
+    }
+
+    /// The head, softmax cross-entropy, and the gradient of what the head reads, or what the layer below makes of that: all that the
+    /// layers' backward waits for. The step on the head, and the sum of the losses, are left to [`Device::head_step`].
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or the device has no such kernel.
+    pub fn head_loss_dz(
+        &self,
+        z: &Tensor,
+        (w, b): (&Param, &Param),
+        batch: &Batch,
+        gradient: HeadGradient<'_>,
+    ) -> Result<()> {
+        z.expect("head loss", "z", batch.x.rows(), w.value.cols())?;
+        if let HeadGradient::Dz(dz) = &gradient {
+            dz.expect("head loss", "dz", z.rows(), z.cols())?;
+        }
+        match (self, &batch.labels) {
+            (Device::Cuda(cuda), Labels::Cuda(labels)) => {
+                cuda.head_loss_dz(z, (&w.value, &b.value), (labels, batch.place), gradient)
+            }
+            _ => Err(Error::shape("head loss: a CPU takes the head's two directions apart")),
+        }
+    }
+
+    /// The step on the head's weights after [`Device::head_loss_dz`] over `rows` rows. Losses and hits are added to the tally, or go to
+    /// the log of a captured step, which ends here.
+    ///
+    /// # Errors
+    /// When the device fails, or has no such kernel.
+    pub fn head_step(
+        &self,
+        rows: usize,
+        (w, b): (&mut Param, &mut Param),
+        step: &SgdStep,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        match self {
+            Device::Cuda(cuda) => cuda.head_step(rows, (w, b), step, tally),
+            Device::Cpu(_) => Err(Error::shape("head step: a CPU takes it in the head's backward")),
         }
     }
 

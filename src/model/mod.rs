@@ -3,6 +3,7 @@
 //! `backward` reads as `forward` in reverse. Nothing is allocated inside a step: activations and their gradients are
 //! buffers made once for the largest batch.
 
+mod activations;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod init;
@@ -13,10 +14,11 @@ pub mod schedule;
 use crate::{
     Error, Result,
     data::{CLASSES, PIXELS},
-    device::{Batch, Device, Images, Rows, SgdStep, Tally},
+    device::{Device, Images, Rows, SgdStep, Tally, cuda::head::HeadGradient},
     swiglu::{Entry, GateUp, LayerConfig, Pass, SwiGlu, WeightGrad},
     tensor::{Param, Tensor},
 };
+pub use activations::Activations;
 use checkpoint::{Array, Arrays};
 
 /// Shapes of the network, and how its SwiGLU layers compute.
@@ -53,32 +55,6 @@ impl Linear {
 
     fn params(&mut self) -> [&mut Param; 2] {
         [&mut self.weight, &mut self.bias]
-    }
-}
-
-/// The buffers of a forward pass, and of its backward.
-#[derive(Debug)]
-pub struct Activations {
-    /// The images.
-    pub batch: Batch,
-    /// The stem's output (B, D), then each layer's (B, H).
-    hidden: Vec<Tensor>,
-    logits: Tensor,
-    /// Gradients of `hidden`, and of the logits; none for inference.
-    grads: Option<(Vec<Tensor>, Tensor)>,
-    /// Whether the step before has left the stem's output for the images of this one.
-    ahead: bool,
-}
-
-impl Activations {
-    fn set_rows(&mut self, rows: usize) -> Result<()> {
-        let grads = self.grads.iter_mut().flat_map(|(hidden, logits)| hidden.iter_mut().chain([logits]));
-        self.hidden.iter_mut().chain([&mut self.logits]).chain(grads).try_for_each(|t| t.set_rows(rows))
-    }
-
-    /// The logits of the last forward, (B, 10).
-    pub fn logits(&self) -> &Tensor {
-        &self.logits
     }
 }
 
@@ -213,31 +189,45 @@ impl Mlp {
         };
         let (device, hidden, depth) = (&self.device, &mut acts.hidden, self.layers.len());
         let Linear { weight, bias } = &mut self.head;
-        device.head_loss(
-            &hidden[depth],
-            (weight, bias),
-            &acts.batch,
-            &mut acts.logits,
-            Some(dlogits),
-            &mut outcome.tally,
-        )?;
-
+        let z = &hidden[depth];
         let at_once = if clip_norm.is_none() { Some(sgd) } else { None };
-        // (B, 10) @ (10, H) -> (B, H); (10, B) @ (B, H) -> (10, H)
-        device.head_backward(&hidden[depth], (weight, bias), dlogits, &mut dhidden[depth], at_once)?;
-        for (i, layer) in self.layers.iter_mut().enumerate().rev() {
+        let joined = at_once.filter(|_| device.joins_head(z.rows(), z.cols()));
+        // (B, H) @ (H, 10) -> (B, 10); (B, 10) @ (10, H) -> (B, H); (10, B) @ (B, H) -> (10, H)
+        if joined.is_some() {
+            let last = &mut self.layers[depth - 1];
+            let slot = last.gate_slot(z.rows())?;
+            let gradient = slot.map_or(HeadGradient::Dz(&mut dhidden[depth]), HeadGradient::Gates);
+            device.head_loss_dz(z, (weight, bias), &acts.batch, gradient)?;
+        } else {
+            let (logits, tally) = (&mut acts.logits, &mut outcome.tally);
+            device.head_loss(z, (weight, bias), &acts.batch, logits, Some(dlogits), tally)?;
+            device.head_backward(z, (weight, bias), dlogits, &mut dhidden[depth], at_once)?;
+        }
+        let (stem, head) = (&mut self.stem, &mut self.head);
+        let backward = |i: usize, layer: &mut Box<dyn SwiGlu>, hidden: &[Tensor], dhidden: &mut [Tensor]| {
             let dwf = match at_once {
                 _ if !layer.entry().trains_weight => WeightGrad::Skip,
                 None => WeightGrad::Buffer,
                 Some(sgd) => WeightGrad::Step(sgd),
             };
             let (dx, dz) = dhidden.split_at_mut(i + 1);
-            layer.backward(&hidden[i], &dz[0], Some(&mut dx[i]), dwf)?; // (B, H) -> (B, D), (2H, D)
-        }
-        let Linear { weight, bias } = &mut self.stem;
-        // (D, B) @ (B, 784) -> (D, 784)
-        let following = if another { Some(&mut hidden[0]) } else { None };
-        acts.ahead = device.stem_backward(&dhidden[0], &acts.batch, (weight, bias), at_once, following)?;
+            layer.backward(&hidden[i], &dz[0], Some(&mut dx[i]), dwf) // (B, H) -> (B, D), (2H, D)
+        };
+        let mut layers = self.layers.iter_mut().enumerate();
+        let first = layers.next();
+        layers.rev().try_for_each(|(i, layer)| backward(i, layer, hidden, dhidden))?;
+        let rows = hidden[depth].rows();
+        acts.ahead = device.join_steps(|| {
+            first.map_or(Ok(()), |(i, layer)| backward(i, layer, hidden, dhidden))?;
+            if let Some(sgd) = joined {
+                // Nothing waits for it: it runs beside the steps of layers and stem.
+                device.head_step(rows, (&mut head.weight, &mut head.bias), sgd, &mut outcome.tally)?;
+            }
+            let Linear { weight, bias } = stem;
+            // (D, B) @ (B, 784) -> (D, 784)
+            let following = if another { Some(&mut hidden[0]) } else { None };
+            device.stem_backward(&dhidden[0], &acts.batch, (weight, bias), at_once, following)
+        })?;
 
         if let Some(bound) = clip_norm {
             outcome.grad_norm = self.clipped_step(*sgd, bound)?;

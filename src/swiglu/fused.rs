@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    device::Device,
+    device::{Device, cuda::head::GateSlot},
     swiglu::reference::Dims,
     tensor::{Param, Tensor},
 };
@@ -212,6 +212,14 @@ impl SwiGlu for Fused {
                 cuda::forward(cuda, dims, x, &self.weight, z, keep, workspace)
             }
             _ => Err(other_device(self.entry.name)),
+        }
+    }
+
+    fn gate_slot(&mut self, batch: usize) -> Result<Option<GateSlot>> {
+        let dims = self.dims(batch);
+        match (&self.config.device, &mut self.workspace) {
+            (Device::Cuda(cuda), Workspace::Cuda(workspace)) => cuda::gate_slot(cuda, dims, workspace),
+            _ => Ok(None),
         }
     }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::device::Precision;
 use crate::{
     Error, Result,
-    device::{Device, SgdStep},
+    device::{Device, SgdStep, cuda::head::GateSlot},
     tensor::{Param, Tensor},
 };
 
@@ -187,6 +187,15 @@ pub trait SwiGlu: Send {
     /// # Errors
     /// When the shapes do not fit, or the device fails.
     fn forward(&mut self, x: &Tensor, z: &mut Tensor, pass: Pass) -> Result<()>;
+
+    /// Where whoever makes dz over `batch` images can put [dg | du] itself, from the gates that the last forward kept. The backward that
+    /// follows then reads no dz. None where the layer wants dz.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    fn gate_slot(&mut self, _batch: usize) -> Result<Option<GateSlot>> {
+        Ok(None)
+    }
 
     /// From dz (B, H) to dx (B, D), where wanted, and to dWf. `x` is what the last forward read.
     ///

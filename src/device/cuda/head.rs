@@ -1,10 +1,12 @@
-//! The head with softmax and cross-entropy, and its backward: kernels/head.cu, one launch each way.
+//! The head with softmax and cross-entropy, and its backward: kernels/head.cu, one launch each way; and kernels/head_joined.cu, where a
+//! large batch goes both ways in one launch and the step on the head's weights follows when it may.
 
 use super::{
     Cuda,
     compile::Configuration,
     context::Memory,
     epoch::{Epoch, Place},
+    hopper_tiles,
     modules::{
         Arg::{self, Int, Pointer},
         Grid,
@@ -13,14 +15,42 @@ use super::{
 };
 use crate::{
     Result,
+    data::CLASSES,
     device::{SgdStep, Tally},
     tensor::{Param, Tensor},
 };
 
+/// Where the last layer keeps [g | u] and wants [dg | du], both (B, 2H): the head's backward can make these at once, in place of dz.
+#[derive(Clone, Copy, Debug)]
+pub struct GateSlot {
+    /// [g | u].
+    pub(crate) gates: u64,
+    /// [dg | du].
+    pub(crate) dgates: u64,
+}
+
+/// What the head's backward gives to the layer below it.
+#[derive(Debug)]
+pub enum HeadGradient<'a> {
+    /// dz, (B, H).
+    Dz(&'a mut Tensor),
+    /// What the layer would make of dz.
+    Gates(GateSlot),
+}
+
+/// Head rows that a block takes where there are enough for every multiprocessor.
+const ROWS: usize = 8;
+
 impl Cuda {
+    /// Whether [`Cuda::head_loss_dz`] wins: where a batch gives every multiprocessor a block, and the parts of dW are not so many that
+    /// they leave L2.
+    pub fn joins_head(&self, batch: usize, hidden: usize) -> bool {
+        hopper_tiles::is_large(batch) && batch <= 2048 && hidden <= 1024 && self.is_aligned(hidden)
+    }
+
     /// Head rows that a block takes: eight share each read of the weights when there are enough rows for every multiprocessor.
     fn head(&self, batch: usize, hidden: usize) -> (Configuration, Grid) {
-        let (rows, chunk) = if batch >= 512 { (8, 1024) } else { (1, 256) };
+        let (rows, chunk) = if hopper_tiles::is_large(batch) { (ROWS as u32, 1024) } else { (1, 256) };
         let defines = [("HEAD_ROWS", rows), ("HEAD_CHUNK", chunk)];
         let configuration = self.configuration("head.cu", self.is_aligned(hidden), &defines);
         (configuration, self.early(grid(batch.div_ceil(rows as usize), 256)))
@@ -36,6 +66,18 @@ impl Cuda {
         }
         let result = self.scratch("loss", 8)?;
         Ok([losses, Pointer(result), Pointer(result + 4), Pointer(0)])
+    }
+
+    /// Where the labels of the batch are: from `first` on, or with a step from that step's first on.
+    fn label_args(&self, labels: &Memory, place: Option<Place>) -> Result<[Arg; 3]> {
+        let (labels, step, first) = match (self.recording(), place) {
+            (Some(log), Some(place)) => {
+                let labels = log.epoch().map_or(labels.pointer(), Epoch::labels);
+                (labels, if place.moves { log.step_pointer() } else { 0 }, place.first)
+            }
+            _ => (labels.pointer(), 0, 0),
+        };
+        Ok([Pointer(labels), Pointer(step), Int(int(first as usize)?)])
     }
 
     /// logits = z W^T + b: (B, H) @ (H, 10) -> (B, 10).
@@ -82,24 +124,18 @@ impl Cuda {
             Some(_) | None => self.scratch("loss counter", 4)?,
         };
         let [losses, loss, hits, step] = self.tally_args(batch)?;
-        let (labels, label_step, first) = match (&log, place) {
-            (Some(log), Some(place)) => {
-                let labels = log.epoch().map_or(labels.pointer(), Epoch::labels);
-                (labels, if place.moves { log.step_pointer() } else { 0 }, place.first)
-            }
-            _ => (labels.pointer(), 0, 0),
-        };
         let (rates, rate) = match &log {
             Some(log) if trains => (log.rates_pointer(), self.shared.scalars.pointer()),
             Some(_) | None => (0, 0),
         };
+        let [labels, label_step, first] = self.label_args(labels, place)?;
         let args = [
             Pointer(self.expect_activation("head", "z", z)?),
             Pointer(pointer(w)?),
             Pointer(pointer(b)?),
-            Pointer(labels),
-            Pointer(label_step),
-            Int(int(first as usize)?),
+            labels,
+            label_step,
+            first,
             Pointer(dlogits),
             losses,
             Pointer(counter),
@@ -158,5 +194,94 @@ impl Cuda {
         let args = [&[z, w, dlogits, dz, dw, db][..], &tally[..], &sizes].concat();
         // SAFETY: as above.
         unsafe { self.launch(&configuration, "head_backward", launch, &args) }
+    }
+
+    /// The head, softmax and cross-entropy, and dz = dlogits W: (B, 10) @ (10, H) -> (B, H), or what the layer below makes of it, in one
+    /// launch, which also leaves parts of dW and db for [`Cuda::head_step`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn head_loss_dz(
+        &self,
+        z: &Tensor,
+        (w, b): (&Tensor, &Tensor),
+        (labels, place): (&Memory, Option<Place>),
+        gradient: HeadGradient<'_>,
+    ) -> Result<()> {
+        let (batch, hidden) = z.shape();
+        let (configuration, grid) = self.head_joined(batch, matches!(gradient, HeadGradient::Gates(_)));
+        let [losses, _, _, step] = self.tally_args(batch)?;
+        let (rates, rate) = match self.recording() {
+            Some(log) => (log.rates_pointer(), self.shared.scalars.pointer()),
+            None => (0, 0),
+        };
+        let [labels, label_step, first] = self.label_args(labels, place)?;
+        let head = [
+            Pointer(self.expect_activation("head", "z", z)?),
+            Pointer(pointer(w)?),
+            Pointer(pointer(b)?),
+            labels,
+            label_step,
+            first,
+            losses,
+            step,
+            Pointer(rates),
+            Pointer(rate),
+        ];
+        let below = match gradient {
+            HeadGradient::Dz(dz) => vec![Pointer(self.expect_activation("head", "dz", dz)?)],
+            HeadGradient::Gates(GateSlot { gates, dgates }) => vec![Pointer(gates), Pointer(dgates)],
+        };
+        let tail = [Pointer(self.head_parts(batch, hidden)?), Int(int(batch)?), Int(int(hidden)?)];
+        let args = [&head[..], &below, &tail].concat();
+        // SAFETY: the arguments are the kernel's, and shapes were checked; the parts have room for those of every block, and a slot is of a
+        // layer that kept its gates for a batch of this size.
+        unsafe { self.launch(&configuration, "head_loss_dz", grid, &args) }
+    }
+
+    /// The step on W (10, H) and b from the parts that [`Cuda::head_loss_dz`] left for a batch, and the sum of its losses: into the log of a
+    /// captured step, which moves on, or to `tally`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn head_step(
+        &self,
+        batch: usize,
+        (weight, bias): (&mut Param, &mut Param),
+        step: &SgdStep,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let hidden = weight.value.cols();
+        let (configuration, parts) = self.head_joined(batch, false);
+        let sums = self.tally_args(batch)?;
+        let step = step.for_param(weight.decays); // the kernel leaves the bias without decay
+        let args = [
+            Pointer(self.head_parts(batch, hidden)?),
+            Int(int(parts.blocks)?),
+            Pointer(pointer(&weight.value)?),
+            Pointer(pointer(self.velocity_of(weight)?)?),
+            Pointer(pointer(&bias.value)?),
+            Pointer(pointer(self.velocity_of(bias)?)?),
+        ];
+        let sizes = [Int(int(batch)?), Int(int(hidden)?)];
+        let args = [&args[..], &sums, &self.sgd_args(&step)?, &sizes].concat();
+        // SAFETY: the arguments are the kernel's, and the parts those of a batch of this size.
+        unsafe { self.launch(&configuration, "head_step", self.early(grid(hidden / 4 + 1, 32)), &args)? };
+        if self.is_eager() {
+            let [loss, hits] = self.read_two_words(self.scratch("loss", 8)?)?;
+            tally.add(f32::from_bits(loss), hits, batch);
+        }
+        Ok(())
+    }
+
+    fn head_joined(&self, batch: usize, gates: bool) -> (Configuration, Grid) {
+        let defines = [("HEAD_ROWS", ROWS as u32), ("HEAD_CHUNK", 1024), ("GATES", u32::from(gates))];
+        let configuration = self.configuration("head_joined.cu", true, &defines);
+        (configuration, self.early(grid(batch.div_ceil(ROWS), 256)))
+    }
+
+    /// Room for each block's part of dW and db.
+    fn head_parts(&self, batch: usize, hidden: usize) -> Result<u64> {
+        self.scratch("parts of the head's gradient", batch.div_ceil(ROWS) * (hidden + 1) * CLASSES * 4)
     }
 }

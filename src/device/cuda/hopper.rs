@@ -148,15 +148,25 @@ impl Transposed {
     }
 }
 
-/// Room in scratch for x^T of a batch.
-pub(crate) fn room_for_transposed(cuda: &Cuda, batch: usize, inputs: usize) -> Result<Transposed> {
-    let pointer = cuda.scratch("x transposed", inputs * batch.next_multiple_of(4) * 4)?;
+/// Room in scratch of this purpose for x^T of a batch.
+pub(crate) fn room_for_transposed(
+    cuda: &Cuda,
+    purpose: &'static str,
+    batch: usize,
+    inputs: usize,
+) -> Result<Transposed> {
+    let pointer = cuda.scratch(purpose, inputs * batch.next_multiple_of(4) * 4)?;
     Ok(Transposed { pointer, batch, columns: batch })
 }
 
 /// x^T of a batch there.
-pub(crate) fn transposed(cuda: &Cuda, batch: usize, inputs: usize, x: u64) -> Result<Transposed> {
-    let out = room_for_transposed(cuda, batch, inputs)?;
+pub(crate) fn transposed(
+    cuda: &Cuda,
+    purpose: &'static str,
+    (batch, inputs): (usize, usize),
+    x: u64,
+) -> Result<Transposed> {
+    let out = room_for_transposed(cuda, purpose, batch, inputs)?;
     let args = [Pointer(x), Pointer(out.pointer), Int(int(batch)?), Int(int(inputs)?), Int(int(out.pitch())?)];
     let configuration = cuda.configuration("hopper_transpose.cu", true, &[]);
     let grid = Grid::new(inputs.div_ceil(32) * batch.div_ceil(32), 256, 0).started_early();

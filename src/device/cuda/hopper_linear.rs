@@ -1,19 +1,14 @@
-//! A linear layer on Hopper: kernels/hopper_linear.cu forward, and kernels/hopper_weight_step.cu, which makes a weight's gradient
-//! and takes the optimiser's step with it in one launch, for the stem and for SwiGLU layers.
+//! The stem on Hopper: kernels/hopper_linear.cu forward, hopper_weight_step.cu backward; and what both read.
 
 use super::{
     Cuda,
-    context::Chip,
     epoch::Place,
     hopper::{self, Planes, Transposed, matrix},
     hopper_tiles::{self, HopperTile},
     log::Log,
-    modules::{
-        Arg::{self, Int, Map, Pointer},
-        Grid,
-    },
+    modules::Arg::{self, Int, Map, Pointer},
     ops::{int, pointer},
-    tensor_map::{Boxes, MapElement, Swizzle, TensorMap},
+    tensor_map::TensorMap,
 };
 use crate::{
     Error, Result,
@@ -61,12 +56,12 @@ impl Input {
     }
 
     /// The same with x^T, where the precision needs it.
-    fn summed_over(self, cuda: &Cuda) -> Result<Input> {
+    pub(super) fn summed_over(self, cuda: &Cuda) -> Result<Input> {
         if cuda.precision() != Precision::Tf32 || self.transposed.is_some() {
             return Ok(self);
         }
         let (rows, cols) = self.shape;
-        Ok(Input { transposed: Some(hopper::transposed(cuda, rows, cols, self.x)?), ..self })
+        Ok(Input { transposed: Some(hopper::transposed(cuda, "images transposed", (rows, cols), self.x)?), ..self })
     }
 
     /// What the kernels are told of the batch's place: the step, the first row, N.
@@ -75,7 +70,7 @@ impl Input {
     }
 
     /// The same of its place in what a sum over the batch reads: the first column, where that is x^T.
-    fn place_args_over_batch(&self, cuda: &Cuda) -> Result<[Arg; 3]> {
+    pub(super) fn place_args_over_batch(&self, cuda: &Cuda) -> Result<[Arg; 3]> {
         let Place { first, .. } = self.place;
         self.place_args_from(cuda, self.transposed.map_or(first, |transposed| transposed.column(first)))
     }
@@ -95,74 +90,13 @@ impl Input {
     }
 
     /// Boxes for a product that sums over the batch.
-    fn map_over_batch(&self, cuda: &Cuda, tile: HopperTile) -> Result<TensorMap> {
+    pub(super) fn map_over_batch(&self, cuda: &Cuda, tile: HopperTile) -> Result<TensorMap> {
         let k_tile = tile.k_tile(cuda.precision());
         match self.transposed {
             Some(transposed) => transposed.boxes(self.shape.1, (k_tile, tile.cols)),
             None => Ok(hopper::activations(cuda, "x", self.x, self.planes, self.shape, k_tile)?.0),
         }
     }
-}
-
-/// The tile of a weight's step, and the slots of ROWS x 32 weights that stream past it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepTile {
-    /// The product's tile.
-    pub tile: HopperTile,
-    /// Slots of the stream.
-    pub slots: usize,
-}
-
-impl StepTile {
-    const fn new((warpgroups, cols, blocks): (usize, usize, usize), (stages, slots): (usize, usize)) -> StepTile {
-        let tile =
-            HopperTile { warpgroups, m_tiles: 1, cols, stages, splits: 1, share_a: 1, share_b: 1, blocks, results: 0 };
-        StepTile { tile, slots }
-    }
-
-    /// Its defines.
-    pub fn defines(&self) -> Vec<(&'static str, u32)> {
-        [self.tile.defines(), vec![("STATE_SLOTS", self.slots as u32)]].concat()
-    }
-
-    /// Bytes of dynamic shared memory: a slot holds weights and velocities, and in bf16 the copies; three barriers each.
-    pub fn shared(&self, precision: Precision) -> usize {
-        let weight = if precision == Precision::Bf16 { 10 } else { 8 };
-        self.tile.shared(precision) + self.slots * (self.tile.rows() * 32 * weight + 24)
-    }
-
-    fn count(&self, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(self.tile.rows()) * cols.div_ceil(self.tile.cols)
-    }
-
-    /// The tile for a weight (rows, cols) with a gradient summed over `batch` rows: the largest that gives nine tenths of the
-    /// multiprocessors a block. At small batches it is a stream, which two small blocks a multiprocessor keep more even.
-    pub fn choose(chip: Chip, precision: Precision, batch: usize, rows: usize, cols: usize) -> StepTile {
-        const fn of(tile: (usize, usize, usize), ring: (usize, usize)) -> StepTile {
-            StepTile::new(tile, ring)
-        }
-        let tiles: &[StepTile] = match (precision, batch <= 256) {
-            (Precision::Tf32, true) => &[of((1, 64, 2), (2, 5))],
-            (Precision::Tf32, false) => &[of((2, 128, 1), (4, 3)), of((1, 128, 2), (3, 2)), of((1, 64, 1), (8, 4))],
-            // The stages' own sums take registers: one block a multiprocessor.
-            (Precision::Fp32Emulated, true) => &[of((2, 64, 1), (2, 4)), of((1, 64, 1), (3, 6))],
-            (Precision::Fp32Emulated, false) => {
-                &[of((2, 128, 1), (2, 3)), of((1, 128, 1), (3, 4)), of((1, 64, 1), (4, 4))]
-            }
-            (Precision::Bf16 | Precision::Fp32, true) => &[of((1, 64, 2), (2, 4))],
-            (Precision::Bf16 | Precision::Fp32, false) => {
-                &[of((2, 128, 1), (4, 2)), of((1, 128, 2), (3, 2)), of((1, 64, 1), (8, 4))]
-            }
-        };
-        let fills = |tile: &&StepTile| tile.count(rows, cols) * 10 >= chip.multiprocessors * 9;
-        tiles.iter().find(fills).copied().unwrap_or(tiles[tiles.len() - 1])
-    }
-}
-
-/// Boxes of ROWS x 32 of a matrix that streams past.
-fn stream(name: &str, element: MapElement, tensor: &Tensor, rows: usize) -> Result<TensorMap> {
-    let swizzle = if element == MapElement::F32 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
-    Boxes::of_matrix(name, element, pointer(tensor)?, tensor.shape(), (rows, 32), swizzle)
 }
 
 impl Cuda {
@@ -222,73 +156,5 @@ impl Cuda {
         let place = place.map(|place| place.a_step_back(dy_rows));
         let input = Input::of_images(self, x, place)?;
         self.weight_step(dy, dy_rows, input, weight, Some(bias), step)
-    }
-
-    /// W <- SGD with dW = dy^T x, dy (B, rows of W), x (B, columns of W): one launch, and dW is never written; with the bias' step,
-    /// where there is a bias.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub(crate) fn weight_step(
-        &self,
-        dy: u64,
-        batch: usize,
-        input: Input,
-        weight: &mut Param,
-        bias: Option<&mut Param>,
-        step: &SgdStep,
-    ) -> Result<()> {
-        let (rows, cols) = weight.value.shape();
-        let chosen = StepTile::choose(self.chip(), self.precision(), batch, rows, cols);
-        let tile = chosen.tile;
-        let input = input.summed_over(self)?;
-        let value = stream("W", MapElement::F32, &weight.value, tile.rows())?;
-        let velocity = stream("velocity", MapElement::F32, self.velocity_of(weight)?, tile.rows())?;
-        let copy = match &weight.copy {
-            Some(copy) => stream("W in bf16", MapElement::Bf16, copy, tile.rows())?,
-            None => value,
-        };
-        let bias = match bias {
-            Some(bias) => [pointer(&bias.value)?, pointer(self.velocity_of(bias)?)?],
-            None => [0, 0],
-        };
-        let head = [
-            Map(matrix(self, "dy", dy, (batch, rows), tile.k_tile(self.precision()))?),
-            Map(input.map_over_batch(self, tile)?),
-            Map(value),
-            Map(velocity),
-            Map(copy),
-            Pointer(input.factors()),
-            Pointer(dy),
-            Pointer(bias[0]),
-            Pointer(bias[1]),
-        ];
-        let sgd = self.sgd_args(&step.for_param(weight.decays))?;
-        let sizes = [Int(int(batch)?), Int(int(rows)?), Int(int(cols)?)];
-        let configuration = self.configuration("hopper_weight_step.cu", true, &chosen.defines());
-        let blocks = chosen.count(rows, cols).min(self.chip().multiprocessors * tile.blocks);
-        let grid = Grid::new(blocks, tile.threads(), chosen.shared(self.precision())).started_early();
-        let args = [&head[..], &sgd, &input.place_args_over_batch(self)?, &sizes].concat();
-        // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.
-        unsafe { self.launch(&configuration, "hopper_weight_step", grid, &args) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tile_of_a_step_fits_its_multiprocessor() {
-        for precision in [Precision::Tf32, Precision::Bf16, Precision::Fp32Emulated] {
-            for batch in [1, 64, 256, 257, 1024, 8192] {
-                for (rows, cols) in [(16, 8), (128, 784), (1024, 512), (2048, 784), (4096, 2048), (8192, 4096)] {
-                    let chosen = StepTile::choose(Chip::H200, precision, batch, rows, cols);
-                    let bytes = (chosen.shared(precision) + 1024) * chosen.tile.blocks;
-                    assert!(bytes <= 228 << 10, "{precision:?} {batch} {rows} {cols}: {bytes} bytes, {chosen:?}");
-                    assert!(chosen.slots >= 2 && chosen.tile.stages >= 2 && chosen.tile.cluster() == 1);
-                }
-            }
-        }
     }
 }

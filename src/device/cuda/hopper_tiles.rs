@@ -116,6 +116,11 @@ fn with_results(tiles: &[HopperTile], precision: Precision) -> Vec<HopperTile> {
     tiles.iter().map(|tile| tile.with_results(precision)).collect()
 }
 
+/// Whether a batch gives every multiprocessor a block of rows of the head; its products then take longer than weights need to pass.
+pub fn is_large(batch: usize) -> bool {
+    batch >= 512
+}
+
 /// How many sixteenths of a weight of `bytes` bytes its readers should ask L2 to keep: half of the cache, which is what was
 /// measured best; none of one that fits.
 pub fn kept(chip: Chip, bytes: usize) -> u32 {
@@ -165,7 +170,9 @@ pub fn linear(chip: Chip, precision: Precision, batch: usize, inputs: usize, out
     let tiles: &[HopperTile] = match precision {
         _ if batch <= 128 => &[tile(1, 64, 4, 1)],
         Precision::Fp32Emulated => &[tile(2, 128, 1, 1)],
-        Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1)],
+        Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => {
+            &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(1, 64, 1, 1)]
+        }
     };
     first_that_fills(chip, precision, &with_results(tiles, precision), (outputs, batch), &[inputs])
 }

@@ -34,6 +34,7 @@ pub mod hopper;
 pub mod hopper_linear;
 pub mod hopper_stem;
 pub mod hopper_tiles;
+pub mod hopper_weight_step;
 pub mod launch;
 pub mod library;
 pub mod log;
@@ -60,6 +61,7 @@ use compile::{Arch, Configuration};
 use context::{Chip, Context, Memory};
 use event::Event;
 use graph::Graph;
+use hopper_weight_step::Held;
 use log::Log;
 use modules::{Arg, CompileTime, Grid, Modules};
 
@@ -109,6 +111,7 @@ struct Shared {
     /// Learning rate and gradient scale of the step in hand.
     scalars: Memory,
     mode: Mutex<Mode>,
+    held: Mutex<Held>,
 }
 
 /// What a launch means now.
@@ -166,8 +169,15 @@ impl Cuda {
         let blas = Mutex::new(None);
         let modules = Modules::new(&context, Cache::of_user());
         let scalars = context.allocate(8)?;
-        let shared =
-            Shared { context, modules, blas, scratch: Mutex::default(), scalars, mode: Mutex::new(Mode::Eager) };
+        let shared = Shared {
+            context,
+            modules,
+            blas,
+            scratch: Mutex::default(),
+            scalars,
+            mode: Mutex::new(Mode::Eager),
+            held: Mutex::default(),
+        };
         Ok(Cuda { shared: Arc::new(shared), precision: Precision::Fp32 })
     }
 

@@ -10,6 +10,7 @@ use crate::{
             Cuda,
             blas::Operand,
             context::Memory,
+            head::GateSlot,
             hopper::{Planes, Transposed},
             modules::{
                 Arg::{self, Int, Pointer},
@@ -29,6 +30,8 @@ pub struct Workspace {
     gates: Option<Memory>,
     /// The batch of the last training forward, and whether its gates were saved.
     ready: Option<(usize, bool)>,
+    /// Where [dg | du] is, when the head's kernel made it of the gates.
+    made: Option<u64>,
     element_bytes: usize,
     /// x split in two, where the precision's products read it so: planes and factors, and the bytes of the last forward's.
     planes: Option<(Memory, Memory)>,
@@ -94,6 +97,7 @@ impl Workspace {
     /// What a forward left.
     pub(super) fn keep(&mut self, cuda: &Cuda, batch: usize, keep: Keep) {
         self.element_bytes = cuda.element().bytes();
+        self.made = None;
         self.ready = match keep {
             Keep::Nothing => None,
             Keep::Inputs => Some((batch, false)),
@@ -178,8 +182,26 @@ pub fn forward(
 
 /// Where a backward writes [dg | du] (B, 2H), in scratch, and dx (B, D).
 pub(super) fn backward_outputs(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Tensor>) -> Result<(u64, u64)> {
-    let dgates = cuda.scratch("dgates", 2 * dims.batch * dims.hidden * cuda.element().bytes())?;
-    Ok((dgates, dx_output(cuda, op, dims, dx)?))
+    Ok((dgates(cuda, dims)?, dx_output(cuda, op, dims, dx)?))
+}
+
+fn dgates(cuda: &Cuda, dims: Dims) -> Result<u64> {
+    cuda.scratch("dgates", 2 * dims.batch * dims.hidden * cuda.element().bytes())
+}
+
+/// Where the head's kernel can make [dg | du] of the gates that the last forward kept; the backward that follows goes on from there. On
+/// Hopper in TF32, where it wins: in bf16 the head's kernel takes longer by more than dx saves.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn gate_slot(cuda: &Cuda, dims: Dims, workspace: &mut Workspace) -> Result<Option<GateSlot>> {
+    let ready = workspace.ready == Some((dims.batch, true)) && hopper::takes(cuda, dims);
+    let Some(gates) = workspace.gates.as_ref().filter(|_| ready && cuda.precision() == Precision::Tf32) else {
+        return Ok(None);
+    };
+    let dgates = dgates(cuda, dims)?;
+    workspace.made = Some(dgates);
+    Ok(Some(GateSlot { gates: gates.pointer(), dgates }))
 }
 
 /// Where a backward writes dx (B, D): in scratch when nobody wants it.
@@ -209,7 +231,8 @@ pub fn backward_dx(
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
     let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
     if hopper::takes(cuda, dims) {
-        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, (gates, workspace.last_planes()), dwf).map(Some);
+        let kept = hopper::Kept { gates, planes: workspace.last_planes(), made: workspace.made.take() };
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, kept, dwf).map(Some);
     }
     let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
     // Saved gates are read, not multiplied: nothing is left to split.

@@ -101,6 +101,17 @@ pub fn forward(
     Ok(())
 }
 
+/// What a forward, or who came after it, left for a backward.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// [g | u], (B, 2H).
+    pub gates: Option<u64>,
+    /// x split in two.
+    pub planes: Option<Planes>,
+    /// [dg | du], (B, 2H), made of the gates already.
+    pub made: Option<u64>,
+}
+
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch, from saved gates or
 /// with the gates made again. `planes` are x's, where the forward split it. Where a kernel of our own makes dWf next (`dwf`), it also
 /// leaves x^T in the precision that needs it. Good until the next backward.
@@ -113,13 +124,14 @@ pub fn backward_dx(
     (x, dz): (&Tensor, &Tensor),
     weight: &Param,
     dx: Option<&Tensor>,
-    (saved, planes): (Option<u64>, Option<Planes>),
+    Kept { gates: saved, planes, made }: Kept,
     dwf: bool,
 ) -> Result<Gradients> {
     const NAME: &str = "hopper_swiglu_backward_dx";
     let Dims { batch, inputs, hidden } = dims;
     let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
     let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
+    let dgates = made.unwrap_or(dgates);
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
     let x = cuda.expect_activation(NAME, "x", x)?;
     let images = tile.cols / tile.share_b;
@@ -144,8 +156,11 @@ pub fn backward_dx(
         box_dims: &[wide(cuda), tile.k_tile(cuda.precision())],
         swizzle: Swizzle::Bytes128,
     };
-    let transposed =
-        if dwf && cuda.precision() == Precision::Tf32 { Some(room_for_transposed(cuda, batch, inputs)?) } else { None };
+    let transposed = if dwf && cuda.precision() == Precision::Tf32 {
+        Some(room_for_transposed(cuda, "x transposed", batch, inputs)?)
+    } else {
+        None
+    };
     let args = [
         Map(gate_up(cuda, dims, wf, tile)?),
         Map(from_x),
@@ -162,7 +177,11 @@ pub fn backward_dx(
         Pointer(x),
         Pointer(transposed.map_or(0, |transposed| transposed.pointer)),
     ];
-    let more = [("SAVED_GATES", u32::from(saved.is_some())), kept];
+    let more = [
+        ("SAVED_GATES", if made.is_some() { 2 } else { u32::from(saved.is_some()) }),
+        ("EARLY", u32::from(hopper_tiles::is_large(batch))),
+        kept,
+    ];
     let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
@@ -170,7 +189,11 @@ pub fn backward_dx(
     // All blocks wait for each other between the phases: no more than run at once. Where phase 1 is elementwise, idle blocks
     // still share it.
     let whole_chip = cuda.chip().multiprocessors / tile.cluster();
-    let wanted = phase_2.max(if saved.is_some() { whole_chip } else { phase_1 });
+    let wanted = match (made, saved) {
+        (Some(_), _) => phase_2,
+        (None, Some(_)) => phase_2.max(whole_chip),
+        (None, None) => phase_2.max(phase_1),
+    };
     let resident = cuda.resident_blocks(&configuration, NAME, grid(cuda, tile, wanted))? / tile.cluster();
     // SAFETY: the arguments are the kernel's; shapes were checked; the counters are zero before and after; all blocks run at
     // once.
