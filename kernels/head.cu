@@ -25,8 +25,10 @@
 
 #ifndef HEAD_ROWS
 #define HEAD_ROWS 1
-#define HEAD_THREADS 1024
 #define HEAD_CHUNK 256
+#endif
+#ifndef HEAD_THREADS
+#define HEAD_THREADS 1024
 #endif
 constexpr int CLASSES = 10, THREADS = 256;
 // Small batches: whatever comes after may start at once, though the forward ahead may still be running then, and ask for its weights while these few blocks work.

@@ -122,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == WORKERS) tma_prefetch(weight), tma_prefetch(velocity), tma_prefetch(images);
     if (threadIdx.x == 0) {
         for (int i = 0; i < CHUNKS; i++) barrier_init(come(i), 1), barrier_init(images_come(i), 1), barrier_init(stepped(i), GROUP_WARPS);
-        fence_async_shared();
+        fence_shared();
     }
     __syncthreads();
 
@@ -269,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 }
             }
         }
-        fence_async_shared(); // the copy engine reads what this thread wrote
+        fence_shared(); // the copy engine reads what this thread wrote
         __syncwarp();
         if (lane == 0) barrier_arrive(stepped(chunk));
     }

@@ -9,7 +9,7 @@ DEVICE u64 stays() {
     return policy;
 }
 
-// A box from shared memory to the matrix; what lies outside is not written. Whoever wrote it there has called fence_async() since.
+// A box from shared memory to the matrix; what lies outside is not written. Whoever wrote it there has called fence_shared() since.
 DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1, u64 policy) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], %4;" ::"l"(&map), "r"(src), "r"(c0), "r"(c1), "l"(policy) : "memory");
 }

@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(ROOM, 1)
     const int chunks = (hidden + TOGETHER - 1) / TOGETHER, begin = chunks * split / splits, end = chunks * (split + 1) / splits;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     if (threadIdx.x == WORKERS) tma_prefetch(weight), tma_prefetch(velocity);
-    if (threadIdx.x == 0) stages.init(stages, WORKERS / 32), fence_async_shared();
+    if (threadIdx.x == 0) stages.init(stages, WORKERS / 32), fence_shared();
     __syncthreads();
 
     if (threadIdx.x >= WORKERS) {
@@ -260,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(ROOM, 1)
                         }
                     }
             }
-            fence_async_shared(); // the copy engine reads what this thread wrote
+            fence_shared(); // the copy engine reads what this thread wrote
             __syncwarp();
             if (lane == 0) barrier_arrive(stages.stepped());
         }

@@ -94,8 +94,8 @@ DEVICE void cluster_store(u32 address, float a, float b, float c, float d) {
 
 // Between ordinary accesses to memory and those of the copy engine or the tensor cores, by each thread that made the first kind.
 DEVICE void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
-// The same for shared memory alone. The one above also waits for all that the thread has under way in global memory, its loads too.
-DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same where the ordinary accesses were to shared memory: this one does not wait for those to memory.
+DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // A barrier among `threads` threads of the block that name the same `id` (1 to 15).
 DEVICE void barrier_among(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 

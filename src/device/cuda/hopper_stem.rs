@@ -35,9 +35,8 @@ pub(crate) fn narrowest(precision: Precision) -> usize {
 /// as there are registers for.
 fn slots_and_groups(precision: Precision) -> (usize, usize) {
     match precision {
-        Precision::Bf16 => (5, 4),
-        Precision::Fp32 | Precision::Tf32 => (3, 3),
-        Precision::Fp32Emulated => (3, 2),
+        Precision::Bf16 => (5, 2),
+        Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (3, 2),
     }
 }
 

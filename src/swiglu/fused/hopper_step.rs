@@ -28,12 +28,16 @@ const FILE: &str = "hopper_swiglu_backward_step.cu";
 /// Columns of Wf a block, and hidden units of a stage: as in the kernel.
 const COLUMNS: usize = 128;
 const UNITS: usize = 16;
+/// Of weights and velocities, what L2 keeps from a step to the next.
+const KEPT_BYTES: usize = 9 << 20;
 
 /// What the kernel is compiled for, and how Wf is dealt out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepShape {
     precision: Precision,
     stages: usize,
+    /// Sixteenths of Wf and its velocity that L2 is asked to keep until the next step wants them.
+    kept: usize,
     /// Blocks that share 64 columns of Wf, each with a range of the hidden units.
     pub splits: usize,
 }
@@ -42,12 +46,14 @@ impl StepShape {
     /// For Wf (2 * `hidden`, `inputs`): as many ranges as give no multiprocessor two blocks.
     pub fn fitting(chip: Chip, precision: Precision, inputs: usize, hidden: usize) -> StepShape {
         let splits = (chip.multiprocessors / inputs.div_ceil(COLUMNS)).clamp(1, hidden.div_ceil(2 * UNITS));
-        StepShape { precision, stages: 5, splits }
+        // About 8 MB: more would not stay beside all else that passes. More sixteenths of less weights were not measured.
+        let kept = (KEPT_BYTES * 16 / (2 * 2 * hidden * inputs * 4)).min(2);
+        StepShape { precision, stages: 5, kept, splits }
     }
 
     /// Its defines.
     pub fn defines(&self) -> Vec<(&'static str, u32)> {
-        vec![("STAGES", self.stages as u32), ("SHARED_BYTES", self.shared() as u32)]
+        vec![("STAGES", self.stages as u32), ("KEPT", self.kept as u32), ("SHARED_BYTES", self.shared() as u32)]
     }
 
     /// Bytes of shared memory: stages of weights, velocities and (bf16) copies, two tiles of dgates, barriers.
