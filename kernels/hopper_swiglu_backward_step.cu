@@ -5,7 +5,8 @@
 // Reads     dz and [g | u], once for each 128 columns of Wf (from L2); x; Wf and velocity, once
 // Writes    Wf, velocity, (bf16) the copy of Wf that the forward reads, dx. Neither [dg | du] nor dWf is ever written
 // Launches  1
-// Wins      over dx and a step by two launches: Wf is read once, by whom it changes, and the dgates are made where they are used; no block waits for another
+// Wins      over dx and a step by two launches: Wf is read once, by whom it changes, and the dgates are made where they are used; blocks wait for each other
+//           once, at the end
 // Loses     beyond 64 images, where the products are no longer hidden behind the weights' stream: hopper_swiglu_backward_dx.cu and hopper_weight_step.cu then
 //
 // A block owns 128 columns of Wf and a range of hidden units, with their gates and their ups. Wf and velocity pass through a ring of stages, 16 units at a time: one
@@ -47,8 +48,6 @@ static_assert(SHARED <= 227 << 10, "a multiprocessor's shared memory");
 #ifdef SHARED_BYTES
 static_assert(SHARED == SHARED_BYTES, "the host's count of shared memory");
 #endif
-constexpr int PART_PITCH = COLUMNS + 4; // floats
-static_assert(IMAGES * PART_PITCH * 4 <= AT_DGATES, "parts of dx are added up where the stages were");
 
 DEVICE u32 place(u32 tile, int row, int col) { return tile + row * PITCH + col * (int)sizeof(T); }
 
