@@ -2,6 +2,9 @@
 //
 // Every kernel that is launched so waits in each block before that block lets the next start. So when a kernel begins, all but the one right ahead of it have
 // ended, and what those wrote may be read before the wait: weights, which the step before wrote, are on their way while the kernel ahead ends.
+//
+// But head.cu's kernels let the next start before they wait, for small batches. So when the kernel after them begins, they and the forward ahead of them may still be
+// running, and what is read before the wait is older than that forward: no z, no gates.
 #pragma once
 #include "common.cuh"
 

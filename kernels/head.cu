@@ -13,7 +13,7 @@
 //
 // head_forward, head_loss: ceil(B / HEAD_ROWS) blocks of 256 threads; HEAD_ROWS rows share each read of w. `losses` (B floats) gets a loss a row; `dlogits` may be
 // null (an evaluation). Row b's label is labels[first + b], or, where `label_step` is given, labels[first + *label_step * B + b].
-// head_backward: ceil(H / 16) blocks of 1024 threads: 16 columns by 64 groups of rows, HEAD_CHUNK rows at a time. A block alone reads and writes its columns of
+// head_backward: ceil(H / 16) blocks of HEAD_THREADS threads: 16 columns by groups of rows, HEAD_CHUNK rows at a time. A block alone reads and writes its columns of
 // w, so the update can be in place. The first block also does the bias. `dz` may be null (not wanted). Every pointer T or fp32 as declared.
 //
 // The tally: the mean loss goes to loss_log[*step], the number of rows that are right to correct_log[*step] (step null: index 0), and *step moves on.
@@ -133,34 +133,32 @@ DEVICE void apply(const Step &s, u64 at, float gradient, State state, bool is_bi
 
 template <class Target> DEVICE void head_gradients(const T *z, const float *w, const float *dlogits, T *dz, const float *losses, float *loss_log, u32 *correct_log, u32 *step, int batch, int hidden,
                                                     const Target &target) {
-    constexpr int COLS = 16, GROUPS = 1024 / COLS, CHUNK = HEAD_CHUNK; // rows of dlogits that are kept in shared memory at a time
-    constexpr int SCRATCH = 32 * COLS * (CLASSES + 1);
+    constexpr int COLS = 16, GROUPS = HEAD_THREADS / COLS, CHUNK = HEAD_CHUNK; // rows of dlogits that are kept in shared memory at a time
+    constexpr int WARPS = HEAD_THREADS / 32, SCRATCH = WARPS * COLS * (CLASSES + 1);
     __shared__ float2 pool[(CHUNK * CLASSES > SCRATCH ? CHUNK * CLASSES : SCRATCH) / 2];
     if (losses && blockIdx.x == gridDim.x - 1) {
-        wait_for_last();
-        let_next_start();
+        wait_and_let_start();
         tally(losses, loss_log, correct_log, step, batch, (float *)pool);
         return;
     }
     const int lane = threadIdx.x % COLS, group = threadIdx.x / COLS, h = blockIdx.x * COLS + lane, warp = threadIdx.x / 32;
-    const bool sums_weight = group < CLASSES && h < hidden, sums_bias = blockIdx.x == 0 && warp >= 16 && warp - 16 < CLASSES; // in the first block, other warps: the bias
-    const u64 at = sums_bias ? warp - 16 : (u64)group * hidden + h;
-    State state{0.f, 0.f};
-    if (sums_weight || sums_bias) state = state_of(target, at, sums_bias);
+    const bool sums_weight = group < CLASSES && h < hidden, sums_bias = blockIdx.x == 0 && warp < CLASSES;
+    static_assert(GROUPS >= CLASSES && WARPS >= CLASSES && CHUNK % GROUPS == 0, "a group sums a class of the weight, a warp of the first block one of the bias");
+    State state{0.f, 0.f}, bias_state{0.f, 0.f};
+    if (sums_weight) state = state_of(target, (u64)group * hidden + h, false);
+    if (sums_bias) bias_state = state_of(target, warp, true);
     float weights[CLASSES], dw[CLASSES] = {};
 #pragma unroll
     for (int c = 0; c < CLASSES; c++) weights[c] = h < hidden ? load_cg(w + (u64)c * hidden + h) : 0.f;
+    if (AT_ONCE) wait_and_let_start();
     for (int row0 = 0; row0 < batch; row0 += CHUNK) {
         const int rows = min(CHUNK, batch - row0);
         float a[CHUNK / GROUPS]; // asked for before the barrier, so that the two waits overlap; z is not the kernel ahead's, which made dlogits
 #pragma unroll
         for (int i = 0; i < CHUNK / GROUPS; i++) a[i] = group + i * GROUPS < rows && h < hidden ? load_cg(z + (u64)(row0 + group + i * GROUPS) * hidden + h) : 0.f;
-        if (row0 == 0) {
-            wait_for_last();
-            let_next_start();
-        }
+        if (!AT_ONCE && row0 == 0) wait_and_let_start();
         __syncthreads();
-        for (int i = threadIdx.x; i < rows * CLASSES / 2; i += 1024) pool[i] = ((const float2 *)(dlogits + (u64)row0 * CLASSES))[i];
+        for (int i = threadIdx.x; i < rows * CLASSES / 2; i += HEAD_THREADS) pool[i] = ((const float2 *)(dlogits + (u64)row0 * CLASSES))[i];
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < CHUNK / GROUPS; i++) {
@@ -186,23 +184,23 @@ template <class Target> DEVICE void head_gradients(const T *z, const float *w, c
     __syncthreads();
     if (sums_weight) { // groups 0 .. 9 sum a class each
         float sum = 0.f;
-        for (int from = 0; from < 32; from++) sum += scratch[from][lane][group];
-        apply(target, at, sum, state, false);
+        for (int from = 0; from < WARPS; from++) sum += scratch[from][lane][group];
+        apply(target, (u64)group * hidden + h, sum, state, false);
     }
     if (sums_bias) {
         float sum = 0.f;
-        for (int row = threadIdx.x % 32; row < batch; row += 32) sum += dlogits[(u64)row * CLASSES + at];
+        for (int row = threadIdx.x % 32; row < batch; row += 32) sum += dlogits[(u64)row * CLASSES + warp];
         sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) apply(target, at, sum, state, true);
+        if (threadIdx.x % 32 == 0) apply(target, warp, sum, bias_state, true);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(HEAD_THREADS)
     head_backward(const T *z, const float *w, const float *dlogits, T *dz, float *dw, float *db, const float *losses, float *loss_log, u32 *correct_log, u32 *step, int batch, int hidden) {
     head_gradients(z, w, dlogits, dz, losses, loss_log, correct_log, step, batch, hidden, Gradients{dw, db});
 }
 
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(HEAD_THREADS)
     head_backward_sgd(const T *z, float *w, float *w_velocity, float *bias, float *bias_velocity, const float *dlogits, T *dz, const float *losses, float *loss_log, u32 *correct_log, u32 *step,
                       const float *lr, const float *scale, float momentum, float weight_decay, int nesterov, int batch, int hidden) {
     head_gradients(z, w, dlogits, dz, losses, loss_log, correct_log, step, batch, hidden, Step{w, w_velocity, bias, bias_velocity, lr, scale, momentum, weight_decay, nesterov});

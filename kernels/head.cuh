@@ -6,7 +6,17 @@
 #define HEAD_ROWS 1
 #define HEAD_CHUNK 256
 #endif
+#ifndef HEAD_THREADS
+#define HEAD_THREADS 1024
+#endif
 constexpr int CLASSES = 10, THREADS = 256;
+// Small batches: whatever comes after may start at once, though the forward ahead may still be running then, and ask for its weights while these few blocks work.
+constexpr bool AT_ONCE = HEAD_THREADS < 1024;
+DEVICE void wait_and_let_start() {
+    if (AT_ONCE) let_next_start();
+    wait_for_last();
+    if (!AT_ONCE) let_next_start();
+}
 
 // From L2: what is read before the wait may be in L1 as it was a step ago.
 DEVICE float load_cg(const float *p) {
@@ -69,8 +79,7 @@ DEVICE void head_sums(const T *z, const float *w, int row0, int batch, int hidde
     float sum[COUNT] = {};
     int h = threadIdx.x * 4;
     if (h < hidden) quad.load_w(w, h, hidden);
-    wait_for_last();
-    let_next_start();
+    wait_and_let_start();
     while (h < hidden) {
         quad.load_z(z, h, row0, batch, hidden);
 #pragma unroll

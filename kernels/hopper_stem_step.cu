@@ -8,34 +8,45 @@
 // Wins      over a step and a product by two launches: W is read once, and there is no launch between what changes W and what reads it
 // Loses     beyond 64 images: hopper_weight_step.cu and hopper_linear.cu then
 //
-// A block owns 16 rows of W, so all of K, and shares its sums with nobody. W and velocity pass through a ring of slots, 64 columns at a time, with the columns of x and x' that
-// belong to them; four warps take a slot, 16 columns each. As in hopper_swiglu_backward_step.cu the sums of the gradient lie in registers just as the left operand of
-// the product that follows: a weight is read, stepped, and multiplied with its new value.
+// A block owns 16 rows of W, so all of K, and shares its sums with nobody. All that it has of W and velocity is asked for at once, from before the kernel ahead has ended, and
+// stays in shared memory until it has left for memory again; x and x' pass through a ring of slots, 64 columns at a time, each taken by a group of four warps, 16 columns
+// a warp. As in hopper_swiglu_backward_step.cu the sums of the gradient lie in registers just as the left operand of the product that follows: a weight is read, stepped, and
+// multiplied with its new value.
 //
 // Maps: `weight`, `velocity` (N, K) fp32, box (32, 16), 128-byte swizzle; `copy` the same of bf16, 64-byte swizzle (other precisions: any map); `images` (`x_rows`, K), box (128 bytes, 64
 // rows), 128-byte swizzle: x begins at row `first` + *step * B, x' at row `next` + *step * B; without `step` at `first` and `next`. fp32-emulated: `images` are planes of fp16, lo
 // `x_rows` rows below hi, of which each pixel is the sum times *scale. `last_batch` images of x, `batch` of x'.
-// Grid: ceil(N / 16) blocks of THREADS threads. Shared memory: SHARED_BYTES.
+// K: 832 at most. Grid: ceil(N / 16) blocks of THREADS threads. Shared memory: SHARED_BYTES.
 #include "hopper_step.cuh"
 
 #ifndef SLOTS
 #define SLOTS 5
 #endif
+#ifndef GROUPS
+#define GROUPS 2
+#endif
 
-constexpr int OUTPUTS = 16, COLUMNS = 64; // of a block; of a slot
-constexpr int WORKERS = 256, THREADS = WORKERS + 64, GROUPS = 2, GROUP_WARPS = 4;
+constexpr int OUTPUTS = 16, COLUMNS = 64, CHUNKS = 13; // of a block; of a chunk; chunks that there is room for
+constexpr int GROUP_WARPS = 4, WORKERS = 128 * GROUPS, THREADS = WORKERS + 64;
 constexpr bool COPIES = PRECISION == 2;
 
-constexpr int STATE_BYTES = OUTPUTS * COLUMNS * 4, COPY_BYTES = COPIES ? STATE_BYTES / 2 : 0, PLANE_BYTES = IMAGES * 128, X_BYTES = (sizeof(T) == 2 ? 1 : 2) * PLANE_BYTES;
-constexpr int AT_X = 2 * STATE_BYTES + COPY_BYTES, AT_NEXT = AT_X + X_BYTES, SLOT_BYTES = AT_NEXT + X_BYTES;
+constexpr int STATE_BYTES = OUTPUTS * COLUMNS * 4, COPY_BYTES = COPIES ? STATE_BYTES / 2 : 0, CHUNK_BYTES = 2 * STATE_BYTES + COPY_BYTES;
+constexpr int PLANE_BYTES = IMAGES * 128, X_BYTES = (sizeof(T) == 2 ? 1 : 2) * PLANE_BYTES, SLOT_BYTES = 2 * X_BYTES;
 constexpr int DY_PITCH = OUTPUTS * (int)sizeof(T) + (sizeof(T) == 2 ? 16 : 32); // so that fragments meet no bank twice
-constexpr int AT_DY = SLOTS * SLOT_BYTES, AT_BIAS = AT_DY + IMAGES * DY_PITCH, AT_BARRIERS = AT_BIAS + OUTPUTS * 4, SHARED = AT_BARRIERS + SLOTS * 24;
-static_assert(SHARED <= 227 << 10 && SLOT_BYTES % 1024 == 0, "a multiprocessor's shared memory");
+constexpr int AT_SLOTS = CHUNKS * CHUNK_BYTES, AT_DY = AT_SLOTS + SLOTS * SLOT_BYTES, AT_BIAS = AT_DY + IMAGES * DY_PITCH, AT_BARRIERS = AT_BIAS + OUTPUTS * 4,
+              SHARED = AT_BARRIERS + CHUNKS * 24;
+static_assert(SHARED <= 227 << 10 && CHUNK_BYTES % 1024 == 0, "a multiprocessor's shared memory");
 #ifdef SHARED_BYTES
 static_assert(SHARED == SHARED_BYTES, "the host's count of shared memory");
 #endif
 constexpr int PART_PITCH = OUTPUTS + 4; // floats
-static_assert(WORKERS / 32 * IMAGES * PART_PITCH * 4 <= AT_DY, "parts of y' are added up where the slots were");
+static_assert(WORKERS / 32 * IMAGES * PART_PITCH * 4 <= SLOTS * SLOT_BYTES, "parts of y' are added up where the images were");
+
+DEVICE float load_cg(const float *p) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
 
 // Where chunk `chunk` of 16 bytes of a row of a box lies.
 DEVICE u32 chunk_of(u32 box, int row, int chunk) { return box + row * 128 + ((chunk ^ (row & 7)) << 4); }
@@ -100,10 +111,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                      const u32 *step, int first, int next, int x_rows, int last_batch, int batch, int inputs, int outputs) {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 base = shared_address(shared);
-    Slots<SLOTS, SLOT_BYTES> slots{base, base + AT_BARRIERS, 0, 0};
+    const auto weights_at = [&](int chunk) { return base + chunk * CHUNK_BYTES; };
+    const auto images_at = [&](int chunk) { return base + AT_SLOTS + chunk % SLOTS * SLOT_BYTES; };
+    // Each chunk has barriers of its own: its weights have come, its images have come, its weights are stepped and its images no longer needed. So none is used twice, and
+    // groups may overtake each other.
+    const auto come = [&](int chunk) { return base + AT_BARRIERS + chunk * 24; };
+    const auto images_come = [&](int chunk) { return come(chunk) + 8; };
+    const auto stepped = [&](int chunk) { return come(chunk) + 16; };
     const int chunks = (inputs + COLUMNS - 1) / COLUMNS, row0 = blockIdx.x * OUTPUTS, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     if (threadIdx.x == WORKERS) tma_prefetch(weight), tma_prefetch(velocity), tma_prefetch(images);
-    if (threadIdx.x == 0) slots.init(slots, GROUP_WARPS), fence_async();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < CHUNKS; i++) barrier_init(come(i), 1), barrier_init(images_come(i), 1), barrier_init(stepped(i), GROUP_WARPS);
+        fence_shared();
+    }
     __syncthreads();
 
     if (threadIdx.x >= WORKERS) {
@@ -114,46 +134,51 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const auto ask_images = [&](u32 to, int row, int chunk) {
 #pragma unroll
                 for (int part = 0; part < X_BYTES / PLANE_BYTES; part++) {
-                    if (PRECISION == 3) tma_load(to + part * PLANE_BYTES, images, slots.come(), chunk * COLUMNS, row + part * x_rows);
-                    else tma_load(to + part * PLANE_BYTES, images, slots.come(), chunk * COLUMNS + part * (128 / (int)sizeof(T)), row);
+                    if (PRECISION == 3) tma_load(to + part * PLANE_BYTES, images, images_come(chunk), chunk * COLUMNS, row + part * x_rows);
+                    else tma_load(to + part * PLANE_BYTES, images, images_come(chunk), chunk * COLUMNS + part * (128 / (int)sizeof(T)), row);
                 }
             };
-            for (int chunk = 0; chunk < chunks; chunk++, slots.next()) {
-                barrier_wait(slots.left(), slots.parity ^ 1);
-                barrier_expect(slots.come(), STATE_BYTES + (dy ? STATE_BYTES + X_BYTES : 0) + (y ? X_BYTES : 0));
+            const auto ask_all_images = [&](int chunk) {
+                if (chunk >= SLOTS) barrier_wait(stepped(chunk - SLOTS), 0);
+                barrier_expect(images_come(chunk), (dy ? X_BYTES : 0) + (y ? X_BYTES : 0));
+                if (dy) ask_images(images_at(chunk), first + moved, chunk);
+                if (y) ask_images(images_at(chunk) + X_BYTES, next + moved, chunk);
+            };
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                barrier_expect(come(chunk), STATE_BYTES + (dy ? STATE_BYTES : 0));
 #pragma unroll
                 for (int part = 0; part < 2; part++) {
-                    tma_load(slots.at() + part * (STATE_BYTES / 2), weight, slots.come(), chunk * COLUMNS + 32 * part, row0);
-                    if (dy) tma_load(slots.at() + STATE_BYTES + part * (STATE_BYTES / 2), velocity, slots.come(), chunk * COLUMNS + 32 * part, row0);
+                    tma_load(weights_at(chunk) + part * (STATE_BYTES / 2), weight, come(chunk), chunk * COLUMNS + 32 * part, row0);
+                    if (dy) tma_load(weights_at(chunk) + STATE_BYTES + part * (STATE_BYTES / 2), velocity, come(chunk), chunk * COLUMNS + 32 * part, row0);
                 }
-                if (dy) ask_images(slots.at() + AT_X, first + moved, chunk);
-                if (y) ask_images(slots.at() + AT_NEXT, next + moved, chunk);
+                if (chunk < SLOTS) ask_all_images(chunk);
             }
-        } else if (threadIdx.x == WORKERS + 32) {
+            for (int chunk = SLOTS; chunk < chunks; chunk++) ask_all_images(chunk);
+        } else if (threadIdx.x == WORKERS + 32 && dy) {
             const u64 first_to_go = evict_first();
-            for (int chunk = 0; chunk < chunks; chunk++, slots.next()) {
-                barrier_wait(slots.stepped(), slots.parity);
-                if (dy) {
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                barrier_wait(stepped(chunk), 0);
 #pragma unroll
-                    for (int part = 0; part < 2; part++) {
-                        const int col = chunk * COLUMNS + 32 * part;
-                        if (col >= inputs) break;
-                        tma_store(weight, slots.at() + part * (STATE_BYTES / 2), col, row0, first_to_go);
-                        tma_store(velocity, slots.at() + STATE_BYTES + part * (STATE_BYTES / 2), col, row0, first_to_go);
-                        if (COPIES) tma_store(copy, slots.at() + 2 * STATE_BYTES + part * (COPY_BYTES / 2), col, row0, stays());
-                    }
-                    stores_commit();
-                    stores_read();
+                for (int part = 0; part < 2; part++) {
+                    const int col = chunk * COLUMNS + 32 * part;
+                    if (col >= inputs) break;
+                    tma_store(weight, weights_at(chunk) + part * (STATE_BYTES / 2), col, row0, first_to_go);
+                    tma_store(velocity, weights_at(chunk) + STATE_BYTES + part * (STATE_BYTES / 2), col, row0, first_to_go);
+                    if (COPIES) tma_store(copy, weights_at(chunk) + 2 * STATE_BYTES + part * (COPY_BYTES / 2), col, row0, stays());
                 }
-                barrier_arrive(slots.left());
+                stores_commit();
             }
-            stores_done();
+            stores_read();
         }
-        __syncwarp();
-        if (warp == WORKERS / 32 + 1) barrier_among(1, WORKERS + 32); // the slots have left
         return;
     }
 
+    // The bias: 16 threads an output, each with every 16th image. It was written before the kernel ahead began.
+    const int output_of_bias = threadIdx.x / 16;
+    const bool does_bias = threadIdx.x % 16 == 0 && threadIdx.x < 16 * OUTPUTS && row0 + output_of_bias < outputs;
+    if (!dy) wait_for_last();
+    float bias_w = 0.f, bias_v = 0.f;
+    if (does_bias) bias_w = load_cg(bias + row0 + output_of_bias), bias_v = dy ? load_cg(bias_velocity + row0 + output_of_bias) : 0.f;
     wait_for_last();
     const Sgd sgd = dy ? sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov) : Sgd{};
     const u32 dy_tile = base + AT_DY;
@@ -170,37 +195,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         barrier_among(2, WORKERS);
         load_over_images<DY_PITCH>(from_dy, dy_tile, 0, lane);
     }
-    // The bias: 16 threads an output, each with every 16th image.
-    {
-        const int output = threadIdx.x / 16;
+    if (threadIdx.x < 16 * OUTPUTS) {
         float sum = 0.f;
         if (dy) {
 #pragma unroll
-            for (int image = threadIdx.x % 16; image < IMAGES; image += 16) sum += to_float(((const T *)(shared + AT_DY + image * DY_PITCH))[output]);
+            for (int image = threadIdx.x % 16; image < IMAGES; image += 16) sum += to_float(((const T *)(shared + AT_DY + image * DY_PITCH))[output_of_bias]);
         }
 #pragma unroll
         for (int d = 8; d > 0; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-        if (threadIdx.x % 16 == 0 && row0 + output < outputs) {
-            float w = bias[row0 + output];
+        if (does_bias) {
             if (dy) {
                 Sgd undecayed = sgd; // weights decay, biases do not
                 undecayed.weight_decay = 0.f;
-                float v = bias_velocity[row0 + output];
-                sgd_step(undecayed, sum, w, v);
-                bias[row0 + output] = w, bias_velocity[row0 + output] = v;
+                sgd_step(undecayed, sum, bias_w, bias_v);
+                bias[row0 + output_of_bias] = bias_w, bias_velocity[row0 + output_of_bias] = bias_v;
             }
-            new_bias[output] = w;
+            new_bias[output_of_bias] = bias_w;
         }
     }
 
     float sums[8][2][2] = {}; // of y'^T: 16 outputs by 64 images
     const int q = warp & 3, group = warp / GROUP_WARPS;
-    for (int skip = 0; skip < group; skip++) slots.next();
     for (int chunk = group; chunk < chunks; chunk += GROUPS) {
-        barrier_wait(slots.come(), slots.parity);
+        const u32 slot = weights_at(chunk), x_slot = images_at(chunk);
+        barrier_wait(come(chunk), 0);
         // Neighbours at columns 16 q + 8 j + 2 (lane % 4), rows lane / 4 + 8 h.
         float w[2][2][2];
-        const auto place_of = [&](int j, int h) { return chunk_of(slots.at() + q / 2 * (STATE_BYTES / 2), lane / 4 + 8 * h, (q & 1) * 4 + 2 * j + (lane & 3) / 2) + (lane & 1) * 8; };
+        const auto place_of = [&](int j, int h) { return chunk_of(slot + q / 2 * (STATE_BYTES / 2), lane / 4 + 8 * h, (q & 1) * 4 + 2 * j + (lane & 3) / 2) + (lane & 1) * 8; };
 #pragma unroll
         for (int j = 0; j < 2; j++)
 #pragma unroll
@@ -208,13 +229,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 const float2 pair = load_shared_pair(place_of(j, h));
                 w[j][h][0] = pair.x, w[j][h][1] = pair.y;
             }
+        barrier_wait(images_come(chunk), 0);
         if (dy) {
             // dW = dy^T x: (N, B) @ (B, K) -> (N, K)
             float gradient[2][2][2] = {};
 #pragma unroll
             for (int s = 0; s < IMAGE_STEPS; s++) {
                 u32 b[2][2];
-                load_gradient(b, slots.at() + AT_X, q, s, factor, lane);
+                load_gradient(b, x_slot, q, s, factor, lane);
                 multiply(gradient[0], from_dy[s], b[0]), multiply(gradient[1], from_dy[s], b[1]);
             }
 #pragma unroll
@@ -228,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     store_shared_pair(at + STATE_BYTES, v);
                     if (COPIES) {
                         const int row = lane / 4 + 8 * h;
-                        store_shared(slots.at() + 2 * STATE_BYTES + q / 2 * (COPY_BYTES / 2) + row * 64 + ((((q & 1) * 2 + j) ^ (row >> 1 & 3)) << 4) + (lane & 3) * 4, pack_bf16(w[j][h][0], w[j][h][1]));
+                        store_shared(slot + 2 * STATE_BYTES + q / 2 * (COPY_BYTES / 2) + row * 64 + ((((q & 1) * 2 + j) ^ (row >> 1 & 3)) << 4) + (lane & 3) * 4, pack_bf16(w[j][h][0], w[j][h][1]));
                     }
                 }
         }
@@ -242,21 +264,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
                 for (int pair = 0; pair < IMAGES / 16; pair++) {
                     u32 b[2][2];
-                    load_forward(b, slots.at() + AT_NEXT, q, j, pair, factor, lane);
+                    load_forward(b, x_slot + X_BYTES, q, j, pair, factor, lane);
                     multiply(sums[2 * pair], a, b[0]), multiply(sums[2 * pair + 1], a, b[1]);
                 }
             }
         }
         fence_shared(); // the copy engine reads what this thread wrote
         __syncwarp();
-        if (lane == 0) barrier_arrive(slots.stepped());
-        for (int i = 0; i < GROUPS; i++) slots.next();
+        if (lane == 0) barrier_arrive(stepped(chunk));
     }
     let_next_start();
 
-    barrier_among(1, WORKERS + 32); // the slots have left
     if (!y) return;
-    float *const parts = (float *)shared;
+    barrier_among(1, WORKERS); // the images have been read
+    float *const parts = (float *)(shared + AT_SLOTS);
 #pragma unroll
     for (int i = 0; i < IMAGES / 8; i++)
 #pragma unroll
@@ -264,6 +285,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (int e = 0; e < 2; e++) parts[(warp * IMAGES + i * 8 + (lane & 3) * 2 + e) * PART_PITCH + 8 * h + lane / 4] = sums[i][h][e];
     barrier_among(2, WORKERS);
+    if (threadIdx.x >= IMAGES * OUTPUTS / 4) return;
     const int image = threadIdx.x / 4, output = threadIdx.x % 4 * 4;
     float4 sum = *(const float4 *)(new_bias + output);
 #pragma unroll

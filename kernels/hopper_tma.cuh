@@ -45,6 +45,10 @@ DEVICE void tma_load_as(u64 policy, u32 dst, const TensorMap &map, u32 barrier, 
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1),
                  "l"(policy) : "memory");
 }
+DEVICE void tma_load_as(u64 policy, u32 dst, const TensorMap &map, u32 barrier, int c0, int c1, int c2) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1),
+                 "r"(c2), "l"(policy) : "memory");
+}
 DEVICE void tma_load_as(u64 policy, u32 dst, const TensorMap &map, u32 barrier, int c0, int c1, int c2, int c3) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(dst), "l"(&map), "r"(barrier), "r"(c0), "r"(c1),
                  "r"(c2), "r"(c3), "l"(policy) : "memory");
@@ -90,7 +94,7 @@ DEVICE void cluster_store(u32 address, float a, float b, float c, float d) {
 
 // Between ordinary accesses to memory and those of the copy engine or the tensor cores, by each thread that made the first kind.
 DEVICE void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
-// The same where the ordinary accesses were to shared memory, and much cheaper (HOPPER.md).
+// The same where the ordinary accesses were to shared memory: this one does not wait for those to memory.
 DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // A barrier among `threads` threads of the block that name the same `id` (1 to 15).
 DEVICE void barrier_among(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -111,7 +111,10 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                         add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024), ("GATES", gates)]);
                     }
                 }
-                None if file == "head.cu" && aligned == 1 => add(vec![("HEAD_ROWS", 8), ("HEAD_CHUNK", 1024)]),
+                None if file == "head.cu" && aligned == 1 => {
+                    add(vec![("HEAD_ROWS", 8), ("HEAD_THREADS", 1024), ("HEAD_CHUNK", 1024)]);
+                    add(vec![("HEAD_ROWS", 1), ("HEAD_THREADS", 320), ("HEAD_CHUNK", 80)]);
+                }
                 None => add(Vec::new()),
             }
             let large = aligned == 1 && thorough;

@@ -48,12 +48,17 @@ impl Cuda {
         hopper_tiles::is_large(batch) && batch <= 2048 && hidden <= 1024 && self.is_aligned(hidden)
     }
 
-    /// Head rows that a block takes: eight share each read of the weights when there are enough rows for every multiprocessor.
-    fn head(&self, batch: usize, hidden: usize) -> (Configuration, Grid) {
-        let (rows, chunk) = if hopper_tiles::is_large(batch) { (ROWS as u32, 1024) } else { (1, 256) };
-        let defines = [("HEAD_ROWS", rows), ("HEAD_CHUNK", chunk)];
+    /// The head's configuration, the grid of its forward, and the threads of a block of its backward. Eight rows share each read of the weights
+    /// when there are enough rows for every multiprocessor; blocks of small batches are small, so that the layer's backward can start beside them.
+    fn head(&self, batch: usize, hidden: usize) -> (Configuration, Grid, usize) {
+        let (rows, threads, chunk) = match batch {
+            _ if hopper_tiles::is_large(batch) => (ROWS as u32, 1024, 1024),
+            65.. => (1, 1024, 256),
+            _ => (1, 320, 80),
+        };
+        let defines = [("HEAD_ROWS", rows), ("HEAD_THREADS", threads), ("HEAD_CHUNK", chunk)];
         let configuration = self.configuration("head.cu", self.is_aligned(hidden), &defines);
-        (configuration, self.early(grid(batch.div_ceil(rows as usize), 256)))
+        (configuration, self.early(grid(batch.div_ceil(rows as usize), 256)), threads as usize)
     }
 
     /// Where the loss of each row stands, and what is told of where they are added up: loss, hits, step. In a captured step that
@@ -86,7 +91,7 @@ impl Cuda {
     /// When the device fails.
     pub fn head_forward(&self, z: &Tensor, w: &Tensor, b: &Tensor, logits: &mut Tensor) -> Result<()> {
         let (batch, hidden) = z.shape();
-        let (configuration, grid) = self.head(batch, hidden);
+        let (configuration, grid, _) = self.head(batch, hidden);
         let args = [
             Pointer(self.expect_activation("head", "z", z)?),
             Pointer(pointer(w)?),
@@ -113,7 +118,7 @@ impl Cuda {
         tally: &mut Tally,
     ) -> Result<()> {
         let (batch, hidden) = z.shape();
-        let (configuration, grid) = self.head(batch, hidden);
+        let (configuration, grid, _) = self.head(batch, hidden);
         let (trains, dlogits) = match dlogits {
             Some(dlogits) => (true, pointer(dlogits)?),
             None => (false, 0),
@@ -170,13 +175,13 @@ impl Cuda {
         step: Option<&SgdStep>,
     ) -> Result<()> {
         let (batch, hidden) = z.shape();
-        let (configuration, _) = self.head(batch, hidden);
+        let (configuration, _, threads) = self.head(batch, hidden);
         let mut tally = self.tally_args(batch)?;
         let adds_up = self.recording().is_some();
         if !adds_up {
             tally = [Pointer(0); 4];
         }
-        let launch = self.early(grid(hidden.div_ceil(16) + usize::from(adds_up), 1024));
+        let launch = self.early(grid(hidden.div_ceil(16) + usize::from(adds_up), threads));
         let z = Pointer(self.expect_activation("head backward", "z", z)?);
         let dz = Pointer(self.expect_activation("head backward", "dz", dz)?);
         let dlogits = Pointer(pointer(dlogits)?);

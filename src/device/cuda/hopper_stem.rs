@@ -20,20 +20,24 @@ use crate::{
 };
 
 const FILE: &str = "hopper_stem_step.cu";
-/// Images, outputs of a block, and inputs of a slot: as in the kernel.
+/// Images, outputs of a block, inputs of a chunk, and chunks that there is room for: as in the kernel.
 pub(crate) const IMAGES: usize = 64;
 const OUTPUTS: usize = 16;
 const COLUMNS: usize = 64;
-const THREADS: usize = 256 + 64;
+const CHUNKS: usize = 13;
 
 /// The least width for which one pass over the weights wins: a narrower network's step is a chain of waits, which it does not shorten.
 pub(crate) fn narrowest(precision: Precision) -> usize {
     if precision == Precision::Fp32Emulated { 2048 } else { 1024 }
 }
 
-/// The slots of weights, velocities and images that pass through shared memory: as many as there is room for.
-fn slots(precision: Precision) -> usize {
-    if precision == Precision::Bf16 { 7 } else { 5 }
+/// The slots of images that pass through shared memory, as many as there is room for, and the groups of four warps that take them, as many
+/// as there are registers for.
+fn slots_and_groups(precision: Precision) -> (usize, usize) {
+    match precision {
+        Precision::Bf16 => (5, 2),
+        Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (3, 2),
+    }
 }
 
 fn shared(precision: Precision) -> usize {
@@ -41,12 +45,14 @@ fn shared(precision: Precision) -> usize {
         Precision::Bf16 => (10, 128, OUTPUTS * 2 + 16),
         Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (8, 256, OUTPUTS * 4 + 32),
     };
-    slots(precision) * (OUTPUTS * COLUMNS * state + 2 * IMAGES * images + 24) + IMAGES * pitch + OUTPUTS * 4
+    let (slots, _) = slots_and_groups(precision);
+    CHUNKS * (OUTPUTS * COLUMNS * state + 24) + slots * 2 * IMAGES * images + IMAGES * pitch + OUTPUTS * 4
 }
 
 /// The kernel's defines.
 pub fn defines(precision: Precision) -> Vec<(&'static str, u32)> {
-    vec![("SLOTS", slots(precision) as u32), ("SHARED_BYTES", shared(precision) as u32)]
+    let (slots, groups) = slots_and_groups(precision);
+    vec![("SLOTS", slots as u32), ("GROUPS", groups as u32), ("SHARED_BYTES", shared(precision) as u32)]
 }
 
 /// Boxes of 16 rows by 32 columns of what streams past.
@@ -67,7 +73,8 @@ impl Cuda {
     /// Whether a stem of this shape takes its steps, and makes its outputs, in one pass over its weights: in captured steps whose
     /// epoch is laid out. All steps of such a training do, so that numbers do not depend on which steps share a graph.
     pub(crate) fn passes_stem_once(&self, batch: usize, inputs: usize, outputs: usize) -> bool {
-        self.takes_linear(inputs, outputs) && batch <= IMAGES && outputs >= narrowest(self.precision())
+        let fits = batch <= IMAGES && inputs <= CHUNKS * COLUMNS;
+        self.takes_linear(inputs, outputs) && fits && outputs >= narrowest(self.precision())
     }
 
     /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N), of the images at `place` of the epoch.
@@ -153,7 +160,9 @@ impl Cuda {
         let sizes = [int(rows)?, int(last_batch)?, int(batch)?, int(inputs)?, int(outputs)?].map(Int);
         let args = [&head[..], &biases, &sgd, &[Pointer(step), Int(first), Int(next)], &sizes].concat();
         let configuration = self.configuration(FILE, true, &defines(self.precision()));
-        let grid = Grid::new(outputs.div_ceil(OUTPUTS), THREADS, shared(self.precision())).started_early();
+        let (_, groups) = slots_and_groups(self.precision());
+        let threads = groups * 128 + 64;
+        let grid = Grid::new(outputs.div_ceil(OUTPUTS), threads, shared(self.precision())).started_early();
         // SAFETY: the arguments are the kernel's; shapes were checked; a block alone touches its weights.
         unsafe { self.launch(&configuration, NAME, grid, &args) }
     }

@@ -26,15 +26,18 @@ use crate::{
 
 const FILE: &str = "hopper_swiglu_backward_step.cu";
 /// Columns of Wf a block, and hidden units of a stage: as in the kernel.
-const COLUMNS: usize = 64;
-const UNITS: usize = 32;
-const THREADS: usize = 256 + 128;
+const COLUMNS: usize = 128;
+const UNITS: usize = 16;
+/// Of weights and velocities, what L2 keeps from a step to the next.
+const KEPT_BYTES: usize = 9 << 20;
 
 /// What the kernel is compiled for, and how Wf is dealt out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepShape {
     precision: Precision,
     stages: usize,
+    /// Sixteenths of Wf and its velocity that L2 is asked to keep until the next step wants them.
+    kept: usize,
     /// Blocks that share 64 columns of Wf, each with a range of the hidden units.
     pub splits: usize,
 }
@@ -42,22 +45,29 @@ pub struct StepShape {
 impl StepShape {
     /// For Wf (2 * `hidden`, `inputs`): as many ranges as give no multiprocessor two blocks.
     pub fn fitting(chip: Chip, precision: Precision, inputs: usize, hidden: usize) -> StepShape {
-        let splits = (chip.multiprocessors / inputs.div_ceil(COLUMNS)).clamp(1, hidden.div_ceil(UNITS));
-        StepShape { precision, stages: if precision == Precision::Bf16 { 4 } else { 3 }, splits }
+        let splits = (chip.multiprocessors / inputs.div_ceil(COLUMNS)).clamp(1, hidden.div_ceil(2 * UNITS));
+        // About 8 MB: more would not stay beside all else that passes. More sixteenths of less weights were not measured.
+        let kept = (KEPT_BYTES * 16 / (2 * 2 * hidden * inputs * 4)).min(2);
+        StepShape { precision, stages: 5, kept, splits }
     }
 
     /// Its defines.
     pub fn defines(&self) -> Vec<(&'static str, u32)> {
-        vec![("STAGES", self.stages as u32), ("SHARED_BYTES", self.shared() as u32)]
+        vec![("STAGES", self.stages as u32), ("KEPT", self.kept as u32), ("SHARED_BYTES", self.shared() as u32)]
     }
 
-    /// Bytes of shared memory: stages of weights, velocities and (bf16) copies, two tiles of dgates and one of x, barriers.
+    /// Bytes of shared memory: stages of weights, velocities and (bf16) copies, two tiles of dgates, barriers.
     pub fn shared(&self) -> usize {
         let (state, pitch) = match self.precision {
-            Precision::Bf16 => (10, COLUMNS * 2 + 16),
-            Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (8, COLUMNS * 4 + 32),
+            Precision::Bf16 => (10, 2 * 32 * 2 + 16),
+            Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (8, 2 * 16 * 4 + 32),
         };
-        self.stages * (2 * UNITS * COLUMNS * state + 24) + 3 * IMAGES * pitch + 8
+        self.stages * (2 * UNITS * COLUMNS * state + 24) + 2 * IMAGES * pitch
+    }
+
+    /// Threads of a block: eight warps that multiply, and two, or fp32-emulated a warpgroup that hands registers over, that copy.
+    fn threads(&self) -> usize {
+        256 + if self.precision == Precision::Fp32Emulated { 128 } else { 64 }
     }
 }
 
@@ -114,10 +124,11 @@ pub fn backward_step(
     ];
     let sgd = cuda.sgd_args(&step.for_param(weight.decays))?;
     let args = [&head[..], &sgd, &[Int(int(shape.splits)?)], &sizes(dims)?].concat();
-    let grid = Grid::new(columns * shape.splits, THREADS, shape.shared());
+    let grid = Grid::new(columns * shape.splits, shape.threads(), shape.shared());
     let grid = if grid.blocks <= cuda.chip().multiprocessors { grid.started_early() } else { grid };
     let configuration = cuda.configuration(FILE, true, &shape.defines());
-    // SAFETY: the arguments are the kernel's; shapes were checked; the counters are zero before and after; a block alone touches its weights.
+    // SAFETY: the arguments are the kernel's; shapes were checked; the counters are zero before and after; a block alone touches its weights; blocks that
+    // wait for each other are all on the chip at once.
     unsafe { cuda.launch(&configuration, NAME, grid, &args) }
 }
 
