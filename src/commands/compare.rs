@@ -61,7 +61,7 @@ pub(super) struct Runner {
 pub fn run(args: CompareArgs) -> Result<()> {
     let started = process_began();
     let loading = Loading::start(&args.data); // beside the opening of the device
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_tuned(&args.device, args.tune)?;
     args.precision.check(&device)?;
     let entries = match args.swiglu.as_slice() {
         [] => swiglu::ALL.to_vec(),
@@ -90,6 +90,9 @@ pub fn run(args: CompareArgs) -> Result<()> {
             let watch = (epoch == 1).then(|| Watch::start(&device));
             if runners.len() == index {
                 runners.push(Runner::new(config.clone(), entry, &device, &dataset, shared)?);
+                let before = super::tune_time(&device);
+                runners[index].prepare()?;
+                bar.suspend(|| super::tell_tuning(&device, before));
             }
             let runner = &mut runners[index];
             runner.epoch(&bar)?;
@@ -180,11 +183,12 @@ impl Runner {
         })
     }
 
-    /// Compiles and captures what a GPU needs, before the first step asks for it.
+    /// Compiles and captures what a GPU needs, before the first step asks for it. Finding the fastest tiles, which only a first
+    /// start does, is no part of the time used.
     pub(super) fn prepare(&mut self) -> Result<()> {
         let begin = Instant::now();
-        self.trainer.prepare()?;
-        self.used += begin.elapsed();
+        let tuning_ms = self.trainer.prepare()?.map_or(0.0, |ready| ready.tuning.ms);
+        self.used += begin.elapsed().saturating_sub(Duration::from_secs_f64(tuning_ms / 1e3));
         Ok(())
     }
 
@@ -233,6 +237,7 @@ impl Runner {
             wrong,
             interleaved,
             elapsed_ms: self.elapsed.iter().map(|elapsed| elapsed.as_secs_f64() * 1e3).collect(),
+            tiles: self.trainer.tiles(),
             configuration: self.config,
         })
     }
@@ -321,6 +326,7 @@ pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device, 
         seed: args.seed,
         validation: 0,
         steps,
+        tiles: std::collections::BTreeMap::new(),
     };
     config.steps = steps.resolve(device, &config.mlp(device)?, config.batch_size, false)?;
     Ok(config)
