@@ -90,8 +90,6 @@ pub struct Chosen {
     pub tile: String,
     /// Who chose it.
     pub by: By,
-    /// Whether it is another than the rules'.
-    pub differs: bool,
     /// Candidates that were timed, the rules' choice among them; 0 where none was.
     pub timed: usize,
     /// Microseconds of the rules' choice and of this one, in a graph of launches with warm caches.
@@ -107,8 +105,6 @@ pub struct Chosen {
 pub struct TuneTime {
     /// Problems that were tuned.
     pub tuned: usize,
-    /// Problems whose choice the disk remembered.
-    pub remembered: usize,
     /// Wall time of tuning, in ms.
     pub ms: f64,
 }
@@ -117,11 +113,7 @@ impl TuneTime {
     /// What came after `before`.
     #[must_use]
     pub fn since(self, before: TuneTime) -> TuneTime {
-        TuneTime {
-            tuned: self.tuned - before.tuned,
-            remembered: self.remembered - before.remembered,
-            ms: self.ms - before.ms,
-        }
+        TuneTime { tuned: self.tuned - before.tuned, ms: self.ms - before.ms }
     }
 }
 
@@ -209,7 +201,7 @@ impl Tuner {
         let (by, index, entry) = match self.store.get(problem, names) {
             Found::Nothing => return true,
             Found::Damaged(path) => {
-                let message = format!("{} is damaged: {problem} is tuned again", path.display());
+                let message = format!("{} is damaged or cannot be read: {problem} is tuned again", path.display());
                 self.warnings.push_back(Error::new(Kind::Io, message));
                 return true;
             }
@@ -224,7 +216,6 @@ impl Tuner {
             Found::Entry(entry) => {
                 // The names of all candidates are a part of the key: it is one of them.
                 let Some(index) = names.iter().position(|name| *name == entry.tile) else { return true };
-                self.time.remembered += 1;
                 (By::Tuner, index, Some(entry))
             }
         };
@@ -255,7 +246,6 @@ fn chosen(problem: Problem, names: &[String], index: usize, by: By, entry: Optio
         problem: problem.to_string(),
         tile: names[index].clone(),
         by,
-        differs: index > 0,
         timed: entry.map_or(0, |entry| entry.timed),
         us: entry.map(|entry| (entry.rule_us, entry.tile_us)),
         tuning_ms: entry.map(|entry| entry.ms),

@@ -80,8 +80,8 @@ pub fn forward(
     distinct(rule, same.chain(others).filter(|(_, splits)| *splits > 0))
 }
 
-/// For the backward, whose blocks are handed work in order and never wait for what is not begun: any grid of as many as there are
-/// splits ends.
+/// For the backward, whose blocks are handed work in order and never wait for what is not begun: any grid ends of which as many
+/// blocks run at once as a tile has splits.
 pub fn backward_dx(
     chip: Chip,
     precision: Precision,
@@ -98,7 +98,9 @@ pub fn backward_dx(
     };
     // dx tiles of 128 columns need the shared memory of tiles as wide.
     let others = neighbours(chip, precision, tile, (batch, 2 * hidden)).filter(|tile| tile.cols >= dx_cols).map(with);
+    // Splits of a tile wait for each other, so as many blocks must run at once.
     let most = (2 * hidden * bytes / 512).min(16).min(tile.rows * dx_cols / (4 * tile.threads()));
+    let most = most.min(chip.multiprocessors * tile.resident(chip));
     let same = [dx_splits / 2, dx_splits * 2].into_iter().map(|dx_splits| (tile, dx_cols, splits, dx_splits));
     distinct(rule, same.filter(|&(_, _, _, splits)| (1..=most).contains(&splits)).chain(others))
 }

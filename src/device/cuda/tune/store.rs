@@ -1,7 +1,7 @@
 //! Choices kept on disk, so that only the first start tunes: one small file a problem, beside the kernel cache.
 //!
 //! A file's name is a hash of all that the choice depends on, and its second line says it in words: the problem (kernel,
-//! precision, shape, variant), the GPU's name and compute capability, the versions of driver and NVRTC, a hash of the kernel's
+//! precision, shape, variant), the GPU's name, compute capability and multiprocessors, the versions of driver and NVRTC, a hash of the kernel's
 //! text and its headers, the candidates. What is damaged or of another origin is not believed; a folder that cannot be written
 //! is a warning.
 
@@ -62,8 +62,10 @@ impl Store {
 
     pub(super) fn new(cache: Cache, gpu: &Gpu, driver: (i32, i32), nvrtc: (i32, i32)) -> Store {
         let (major, minor) = gpu.capability;
-        let machine =
-            format!("{} sm_{major}{minor} driver-{}.{} nvrtc-{}.{}", gpu.name, driver.0, driver.1, nvrtc.0, nvrtc.1);
+        let machine = format!(
+            "{} sm_{major}{minor} x{} driver-{}.{} nvrtc-{}.{}",
+            gpu.name, gpu.multiprocessors, driver.0, driver.1, nvrtc.0, nvrtc.1
+        );
         Store { cache, machine }
     }
 

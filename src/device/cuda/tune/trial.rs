@@ -38,7 +38,9 @@ const HOPELESS: f64 = 1.3;
 /// Microseconds that a graph of launches takes at least, where [`LAUNCHES`] allow it.
 const SAMPLE_US: f64 = 800.0;
 /// Launches of a graph.
-const LAUNCHES: (usize, usize) = (4, 40);
+const LAUNCHES: (usize, usize) = (1, 40);
+/// What timing the candidates of a problem may take: the turn in which it is over is the last. Everyone gets one.
+const TIMING: Duration = Duration::from_millis(500);
 
 /// Results of a kernel in device memory.
 #[derive(Clone, Copy, Debug)]
@@ -123,11 +125,15 @@ impl Cuda {
         lock(&self.shared.tuner).learn(*problem, candidates, index, &entry);
     }
 
-    /// The rules' choice stays, in this process: nothing was found out that would be worth keeping.
+    /// The rules' choice stays, in this process: nothing was found out that would be worth keeping. Where a candidate broke the
+    /// device, so that nothing more can run on it, the note of [`Tuner::begin`] stays too, lest the next start break it again.
     fn keep_rule(&self, Met { problem, candidates, .. }: &Met, error: Error) {
+        let is_well = self.context().synchronize().is_ok();
         let mut tuner = lock(&self.shared.tuner);
         tuner.known.insert(*problem, (0, chosen(*problem, candidates, 0, By::Rule, None)));
-        tuner.store.forget(*problem, candidates); // so that the next start tries again
+        if is_well {
+            tuner.store.forget(*problem, candidates); // so that the next start tries again
+        }
         let message = format!("{problem} cannot be tuned: the rules choose its tile");
         tuner.warnings.push_back(Error::new(Kind::Device, message).because(error));
     }
@@ -208,8 +214,12 @@ impl Cuda {
             graphs.push(Some(self.record(&log, || (0..launches).try_for_each(|_| trial.run()))?));
         }
         let mut best: Vec<Option<f64>> = vec![None; candidates.len()];
+        let timing = Instant::now();
         // The first turn warms up; it counts all the same, since only the best of all turns does.
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
+            if round > 0 && timing.elapsed() > TIMING {
+                break;
+            }
             let fastest = best.iter().flatten().copied().fold(f64::INFINITY, f64::min);
             for (index, graph) in graphs.iter().enumerate() {
                 let hopeful = best[index].is_none_or(|time| index == 0 || time <= fastest * HOPELESS);
