@@ -94,7 +94,6 @@ pub fn start() -> Start {
         compile_ms: None,
         capture_ms: None,
         tuning_ms: None,
-        tiles: Vec::new(),
         launches: None,
         resumed_at: None,
     }

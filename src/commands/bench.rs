@@ -163,7 +163,11 @@ fn sweep(args: &BenchArgs, device: &Device) -> Result<Sweep> {
     Ok(Sweep {
         shapes,
         precisions,
-        passes: if args.pass.is_empty() { Pass::ALL.to_vec() } else { args.pass.clone() },
+        passes: if args.pass.is_empty() {
+            vec![Pass::Forward, Pass::BackwardDx, Pass::Backward, Pass::StepDx, Pass::Step]
+        } else {
+            args.pass.clone()
+        },
         caches: all_or(&args.cache),
         entries,
         gates,

@@ -237,8 +237,7 @@ impl Runner {
             wrong,
             interleaved,
             elapsed_ms: self.elapsed.iter().map(|elapsed| elapsed.as_secs_f64() * 1e3).collect(),
-            tiles: self.trainer.tiles(),
-            configuration: self.config,
+            configuration: self.trainer.config().clone(), // with the tiles that it was given
         })
     }
 }

@@ -46,8 +46,8 @@ struct Runner {
     /// Errors of z, dx and dWf.
     errors: [f64; 3],
     saved_bytes: usize,
-    /// On a GPU: the tiles of each pass.
-    tiles: Vec<(Pass, Vec<Chosen>)>,
+    /// On a GPU: the tiles of its own kernels.
+    tiles: Vec<Chosen>,
 }
 
 impl Bench {
@@ -134,7 +134,7 @@ impl Bench {
                     saved_bytes: runner.saved_bytes,
                     trains_wf: runner.entry.trains_weight,
                     seed,
-                    tiles: runner.tiles_of(pass),
+                    tiles: runner.tiles.clone(),
                 }
             })
             .collect())
@@ -145,26 +145,14 @@ impl Runner {
     /// On a GPU: finds the fastest tiles for every pass, where that is asked for, so that what is checked is what is timed.
     fn tune(&mut self, device: &Device, x: &Tensor, dz: &Tensor) -> Result<()> {
         let Device::Cuda(cuda) = device else { return Ok(()) };
-        for &pass in Pass::ALL.iter().filter(|pass| pass.exists_for(self.entry)) {
-            let dwf = if pass.makes_dwf() { WeightGrad::Buffer } else { WeightGrad::Skip };
-            let Runner { layer, z, dx, .. } = self;
-            let mut all = cuda.tune(|| {
-                let kind = if pass.has_backward() { swiglu::Pass::Training } else { swiglu::Pass::Inference };
-                layer.forward(x, z, kind)?;
-                if pass.has_backward() { layer.backward(x, dz, Some(dx), dwf) } else { Ok(()) }
-            })?;
-            if !pass.has_forward() {
-                // A backward alone follows a forward that is no part of it.
-                let forward = cuda.tune(|| layer.forward(x, z, swiglu::Pass::Training))?;
-                all.retain(|chosen| !forward.contains(chosen));
-            }
-            self.tiles.push((pass, all));
-        }
+        let Runner { layer, z, dx, .. } = self;
+        let dwf = if self.entry.trains_weight { WeightGrad::Buffer } else { WeightGrad::Skip };
+        self.tiles = cuda.tune(|| {
+            layer.forward(x, z, swiglu::Pass::Inference)?;
+            layer.forward(x, z, swiglu::Pass::Training)?;
+            layer.backward(x, dz, Some(dx), dwf)
+        })?;
         Ok(())
-    }
-
-    fn tiles_of(&self, pass: Pass) -> Vec<Chosen> {
-        self.tiles.iter().find(|(of, _)| *of == pass).map_or_else(Vec::new, |(_, tiles)| tiles.clone())
     }
 
     /// One whole step, compared with the reference.

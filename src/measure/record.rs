@@ -12,10 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{peers::PeerCase, timer::Cache, work::Pass};
 use crate::{
     Error, Kind, Result,
-    device::{
-        Device,
-        cuda::{driver::Driver, tune::Chosen},
-    },
+    device::{Device, cuda::driver::Driver},
     model::persistent::Steps,
     swiglu::{Gates, Precision},
     train::{config::Config, metrics::Epoch},
@@ -162,9 +159,9 @@ pub struct Case {
     pub trains_wf: bool,
     /// Seed of the operands.
     pub seed: u64,
-    /// On a GPU: the tiles of its own kernels.
+    /// On a GPU: the tiles of its own kernels, whatever the pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tiles: Vec<Chosen>,
+    pub tiles: Vec<crate::device::cuda::tune::Chosen>,
 }
 
 /// An end-to-end training of the network.
@@ -190,9 +187,6 @@ pub struct Training {
     /// trainings taken out. Empty in records that do not have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub elapsed_ms: Vec<f64>,
-    /// On a GPU: the tiles of the fused kernels.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tiles: Vec<Chosen>,
 }
 
 impl Training {

@@ -23,9 +23,6 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// Every pass.
-    pub const ALL: [Pass; 5] = [Pass::Forward, Pass::BackwardDx, Pass::Backward, Pass::StepDx, Pass::Step];
-
     /// Its name in flags and records.
     pub fn name(self) -> &'static str {
         match self {

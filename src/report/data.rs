@@ -8,6 +8,7 @@ use crate::{
         work::Pass,
     },
     swiglu::Precision,
+    train::config::Config,
 };
 
 /// What charts, tables and advice are made from.
@@ -73,7 +74,8 @@ impl Data {
             Record::Train(training) => {
                 let mut training = (**training).clone();
                 training.configuration.device = device;
-                put(&mut self.trainings, training, |a, b| a.configuration == b.configuration);
+                let but_for_tiles = |one: &Training| Config { tiles: Default::default(), ..one.configuration.clone() };
+                put(&mut self.trainings, training, |a, b| but_for_tiles(a) == but_for_tiles(b));
             }
             Record::Peer(peer) => {
                 let peer = PeerCase { device, ..(**peer).clone() };

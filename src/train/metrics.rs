@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::config::Config;
-use crate::{Error, Result, device::cuda::tune::Chosen};
+use crate::{Error, Result};
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -61,9 +61,6 @@ pub struct Start {
     /// On a GPU: finding the fastest tiles, in ms; nothing where they were known, or rules choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuning_ms: Option<f64>,
-    /// On a GPU: the tiles of the fused kernels.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tiles: Vec<Chosen>,
     /// Where a resumed run goes on: (epochs completed, steps done in the next one).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_at: Option<(u32, u64)>,

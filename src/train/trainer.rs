@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Error, Kind, Result,
     data::Dataset,
-    device::{Device, Images, Rows, SgdStep, Tally, cuda::tune::Chosen},
+    device::{Device, Images, Rows, SgdStep, Tally},
     model::{
         Activations, Mlp,
         checkpoint::{Checkpoint, Position},
@@ -173,7 +173,6 @@ impl Trainer {
             capture_ms: ready.map(|ready| ready.capture_ms),
             launches: ready.and_then(|ready| ready.launches),
             tuning_ms: ready.map(|ready| ready.tuning.ms).filter(|&ms| ms > 0.0),
-            tiles: self.tiles(),
             resumed_at: (self.position != Position::default()).then_some((self.position.epoch, self.position.step)),
         }))
     }
@@ -230,17 +229,11 @@ impl Trainer {
             && self.recorded.is_none()
         {
             let acts = (&mut self.train_acts, &mut self.eval_acts);
-            cuda.pin_tiles(&self.config.tiles);
             let recorded = Recorded::new(&cuda, &self.config, &mut self.model, &self.splits, acts)?;
             self.config.tiles.extend(recorded.ready.tiles.iter().map(|one| (one.problem.clone(), one.tile.clone())));
             self.recorded = Some(recorded);
         }
         Ok(self.recorded.as_ref().map(|recorded| recorded.ready.clone()))
-    }
-
-    /// The tiles of the fused kernels, once a run on a GPU is prepared.
-    pub fn tiles(&self) -> Vec<Chosen> {
-        self.recorded.as_ref().map_or_else(Vec::new, |recorded| recorded.ready.tiles.clone())
     }
 
     /// What the run is, with the tiles that it was given.

@@ -113,6 +113,7 @@ impl Recorded {
         });
         let last_rows = Rows::At { first: images.len() - rest, count: rest };
 
+        cuda.pin_tiles(&config.tiles);
         let before = cuda.tune_time();
         let tiles = match persistent {
             true => Vec::new(),

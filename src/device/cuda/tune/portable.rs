@@ -130,7 +130,9 @@ mod tests {
 
     #[test]
     fn candidates_fit_on_the_chip_where_their_blocks_wait_for_each_other_and_are_named_apart() {
-        for chip in [Chip::H200, Chip::LAPTOP] {
+        // A slice of a chip too, with fewer multiprocessors than a tile may have splits.
+        let slice = Chip { multiprocessors: 14, ..Chip::H200 };
+        for chip in [Chip::H200, Chip::LAPTOP, slice] {
             for &precision in Precision::ALL {
                 for batch in [1, 64, 200, 256, 1000, 4096] {
                     for (inputs, hidden) in [(123, 431), (512, 512), (2048, 2048), (4096, 4096), (784, 128)] {
@@ -152,7 +154,8 @@ mod tests {
                         assert_names_differ(&rule, &others, &what);
                         for (tile, dx_cols, one, two) in others {
                             assert!(tile.fits(chip) && tile.shared(dx_cols) == tile.shared(0), "{what}: {tile:?}");
-                            assert!(one.max(two) <= chip.multiprocessors, "{what}: {tile:?} {one} {two}");
+                            let resident = chip.multiprocessors * tile.resident(chip);
+                            assert!(one.max(two) <= resident, "{what}: {tile:?} {one} {two}");
                         }
                         for update in [false, true] {
                             let rule = tiles::dwf(chip, precision, batch, inputs, hidden, update);

@@ -79,6 +79,7 @@ fn another_gpu_driver_compiler_problem_or_list_of_candidates_is_another_entry() 
     let others = [
         store_of(folder.path(), &gpu("NVIDIA H100", (9, 0)), (13, 0), (13, 0)),
         store_of(folder.path(), &gpu("NVIDIA H200", (9, 1)), (13, 0), (13, 0)),
+        store_of(folder.path(), &Gpu { multiprocessors: 16, ..gpu("NVIDIA H200", (9, 0)) }, (13, 0), (13, 0)),
         store_of(folder.path(), &h200, (13, 1), (13, 0)),
         store_of(folder.path(), &h200, (13, 0), (12, 9)),
     ];
