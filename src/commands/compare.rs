@@ -15,7 +15,7 @@ use crate::{
     cli::{CompareArgs, Preset},
     clock::process_began,
     data::{Dataset, Loading},
-    device::Device,
+    device::{Device, cuda::tune::Chosen},
     measure::{
         memory::Watch,
         mistakes,
@@ -52,6 +52,8 @@ pub(super) struct Runner {
     used: Duration,
     /// The same at the end of each epoch.
     elapsed: Vec<Duration>,
+    /// On a GPU, once it is prepared: the tiles of the fused kernels.
+    tiles: Vec<Chosen>,
 }
 
 /// Trains and compares.
@@ -180,6 +182,7 @@ impl Runner {
             peak_bytes: None,
             used: shared + begin.elapsed(),
             elapsed: Vec::new(),
+            tiles: Vec::new(),
         })
     }
 
@@ -187,8 +190,9 @@ impl Runner {
     /// start does, is no part of the time used.
     pub(super) fn prepare(&mut self) -> Result<()> {
         let begin = Instant::now();
-        let tuning_ms = self.trainer.prepare()?.map_or(0.0, |ready| ready.tuning.ms);
-        self.used += begin.elapsed().saturating_sub(Duration::from_secs_f64(tuning_ms / 1e3));
+        let Some(ready) = self.trainer.prepare()? else { return Ok(()) };
+        self.used += begin.elapsed().saturating_sub(Duration::from_secs_f64(ready.tuning.ms / 1e3));
+        self.tiles = ready.tiles;
         Ok(())
     }
 
@@ -237,7 +241,8 @@ impl Runner {
             wrong,
             interleaved,
             elapsed_ms: self.elapsed.iter().map(|elapsed| elapsed.as_secs_f64() * 1e3).collect(),
-            configuration: self.trainer.config().clone(), // with the tiles that it was given
+            tiles: self.tiles,
+            configuration: self.config,
         })
     }
 }

@@ -8,7 +8,6 @@ use crate::{
         work::Pass,
     },
     swiglu::Precision,
-    train::config::Config,
 };
 
 /// What charts, tables and advice are made from.
@@ -74,8 +73,7 @@ impl Data {
             Record::Train(training) => {
                 let mut training = (**training).clone();
                 training.configuration.device = device;
-                let but_for_tiles = |one: &Training| Config { tiles: Default::default(), ..one.configuration.clone() };
-                put(&mut self.trainings, training, |a, b| but_for_tiles(a) == but_for_tiles(b));
+                put(&mut self.trainings, training, |a, b| a.configuration == b.configuration);
             }
             Record::Peer(peer) => {
                 let peer = PeerCase { device, ..(**peer).clone() };
