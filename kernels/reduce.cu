@@ -1,11 +1,12 @@
 // Small passes over whole arrays. All arrays start on 16 bytes.
 //   sum_squares   partials[block] = sum of x[i]^2 over the block's share        fp32, in an order that only depends on count and the grid; x is fp32, or bf16 in sum_squares_bf16
+//   sum_squares_of_difference   how far two arrays are apart: what the tuner compares results by
 //   clip_scale    norm = sqrt(sum of partials), scale = min(1, max_norm / (norm + 1e-6))  gradient clipping without a trip to the host
 //   to_bf16       out[i] = bf16(x[i]), rounded to nearest
 //   count_correct correct += rows whose largest logit is at the label            integers: order does not matter
 //
-// Reads     its input once        Writes    partials; two floats; 2 bytes an element; one u32 and, if wanted, a guess a row
-// Launches  1 each. Bytes: 4 an element (bf16: 2); nothing; 6 an element; 40 a row.
+// Reads     its input once        Writes    partials; two partials a block; two floats; 2 bytes an element; one u32 and, if wanted, a guess a row
+// Launches  1 each. Bytes: 4 an element (bf16: 2); twice that; nothing; 6 an element; 40 a row.
 // Wins      by being deterministic (float atomics are not).  Loses: to an epilogue that has the values in registers.
 #include "common.cuh"
 
@@ -39,6 +40,20 @@ template <class E> DEVICE void squares(const E *x, float *partials, u64 count) {
 // Any grid; 8 blocks an SM fill memory. Several tensors: give each its own stretch of `partials`.
 extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(const float *x, float *partials, u64 count) { squares(x, partials, count); }
 extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_bf16(const bf16 *x, float *partials, u64 count) { squares(x, partials, count); }
+
+// Any grid. Two sums a block: of (x[i] - y[i])^2, and of y[i]^2. A NaN in x or y shows.
+template <class E> DEVICE void difference(const E *x, const E *y, float *partials, u64 count) {
+    __shared__ float scratch[THREADS / 32];
+    float off = 0.f, size = 0.f;
+    for (u64 at = (u64)blockIdx.x * THREADS + threadIdx.x; at < count; at += (u64)gridDim.x * THREADS) {
+        const float a = to_float(x[at]), b = to_float(y[at]);
+        off = fmaf(a - b, a - b, off), size = fmaf(b, b, size);
+    }
+    off = block_sum<THREADS>(off, scratch), size = block_sum<THREADS>(size, scratch);
+    if (threadIdx.x == 0) partials[2 * blockIdx.x] = off, partials[2 * blockIdx.x + 1] = size;
+}
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_of_difference(const float *x, const float *y, float *partials, u64 count) { difference(x, y, partials, count); }
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_of_difference_bf16(const bf16 *x, const bf16 *y, float *partials, u64 count) { difference(x, y, partials, count); }
 
 // One block. norm may be null. max_norm of infinity leaves scale at 1.
 extern "C" __global__ void __launch_bounds__(THREADS) clip_scale(const float *partials, int count, float max_norm, float *norm, float *scale) {

@@ -79,6 +79,18 @@ pub struct DeviceArgs {
     pub threads: Option<u32>,
 }
 
+/// Whether tiles are measured.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Device")]
+pub struct TuneArgs {
+    /// On a GPU: take the tiles that rules name for the fused kernels, instead of measuring which are fastest
+    ///
+    /// They are measured once for each kernel, shape and precision, in a second or two, before anything is timed, and remembered
+    /// on disk (mnist-swiglu doctor shows where). A run that goes on keeps the tiles that it began with.
+    #[arg(long)]
+    pub no_autotune: bool,
+}
+
 fn swiglu_choices() -> PossibleValuesParser {
     PossibleValuesParser::new(
         swiglu::ALL
@@ -197,6 +209,9 @@ pub struct TrainArgs {
     /// Where the work is done.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether tiles are measured.
+    #[command(flatten)]
+    pub tune: TuneArgs,
 }
 
 /// Flags of `eval`.
@@ -345,6 +360,9 @@ pub struct SelftestArgs {
     /// Where the work is done.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether tiles are measured.
+    #[command(flatten)]
+    pub tune: TuneArgs,
 }
 
 /// Flags of `completions`.
@@ -400,6 +418,9 @@ pub struct BenchArgs {
     /// Where the work is done.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether tiles are measured.
+    #[command(flatten)]
+    pub tune: TuneArgs,
 }
 
 /// Shapes of the network that `compare` trains.
@@ -463,6 +484,9 @@ pub struct CompareArgs {
     /// Where the work is done.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether tiles are measured.
+    #[command(flatten)]
+    pub tune: TuneArgs,
 }
 
 /// Flags of `demo`.

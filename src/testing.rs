@@ -74,6 +74,7 @@ pub fn config() -> Config {
         seed: 1,
         validation: 0,
         steps: Steps::Launches,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 
@@ -92,6 +93,7 @@ pub fn start() -> Start {
         steps_per_epoch: 938,
         compile_ms: None,
         capture_ms: None,
+        tuning_ms: None,
         launches: None,
         resumed_at: None,
     }

@@ -9,14 +9,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mnist_swiglu::{
     Kind, data,
     data::Dataset,
-    device::{Device, cuda::Cuda},
+    device::{
+        Device,
+        cuda::{
+            Cuda,
+            tune::{By, Chosen},
+        },
+    },
     measure::check::{
         Case, LARGE_SHAPES, SHAPES, check_layer, gates_of,
         training::{GPU_NETWORKS, NETWORKS, SMALL_NETWORKS, TrainingCase, check_training},
     },
     model::{checkpoint::Checkpoint, persistent::Steps, schedule::Schedule},
     swiglu::{
-        self, Gates, Precision,
+        self, Gates, LayerConfig, Pass, Precision, WeightGrad,
         reference::{Dims, Operands},
     },
     train::config::{Config, NetworkConfig},
@@ -412,6 +418,110 @@ fn gates_recomputed_and_saved_train_alike() {
         for (got, want) in run(Gates::Save).iter().zip(run(Gates::Recompute)).take(20) {
             assert!((got - want).abs() < 1e-3 * want.max(0.1), "{name}: {got} and {want}");
         }
+    }
+}
+
+/// A GPU opened once more, as by another process, that tunes or does not.
+fn opened(autotune: bool) -> Cuda {
+    let Device::Cuda(cuda) = Device::open("cuda", None).expect("a GPU").0 else { panic!("a GPU") };
+    cuda.set_autotune(autotune);
+    cuda
+}
+
+/// The tiles of a training step's kernels, by problem; and how many of them were tuned just now.
+fn tiles(cuda: &Cuda, precision: Precision, dims: Dims, gates: Gates) -> (Vec<Chosen>, usize) {
+    let device = Device::Cuda(cuda.with_precision(precision));
+    let Dims { batch, inputs, hidden } = dims;
+    let entry = swiglu::find("fused-triton-grad").expect("an implementation");
+    let config = LayerConfig { device: device.clone(), inputs, hidden, gates, precision };
+    let mut layer = (entry.new)(&config).expect("a layer");
+    let tensor = |cols| device.activations(batch, cols).expect("a tensor");
+    let (x, mut z, dz, mut dx) = (tensor(inputs), tensor(hidden), tensor(hidden), tensor(inputs));
+    let before = cuda.tune_time();
+    let chosen = cuda.tune(|| {
+        layer.forward(&x, &mut z, Pass::Training)?;
+        layer.backward(&x, &dz, Some(&mut dx), WeightGrad::Buffer)
+    });
+    (chosen.expect("tuned"), cuda.tune_time().since(before).tuned)
+}
+
+#[test]
+fn tiles_are_tuned_once_kept_on_disk_and_those_of_a_checkpoint_come_first() {
+    let Some((_guard, _)) = gpu() else { return };
+    let dims = Dims { batch: 64, inputs: 512, hidden: 512 };
+    let cuda = opened(true);
+    for &precision in Precision::of_device(&Device::Cuda(cuda.clone())) {
+        let tiles = |cuda: &Cuda| tiles(cuda, precision, dims, Gates::Save);
+        let (first, _) = tiles(&cuda);
+        assert_eq!(first.len(), 3, "{first:?}");
+        assert!(first.iter().all(|chosen| chosen.by == By::Tuner), "{first:?}");
+        assert_eq!(tiles(&cuda), (first.clone(), 0), "the same choice as long as the program runs");
+        // Whoever starts next finds it on disk, unless there is no place to keep it.
+        if cuda.take_warning().is_none() {
+            assert_eq!(tiles(&opened(true)), (first.clone(), 0), "{precision:?}");
+        }
+        let (ruled, tuned) = tiles(&opened(false));
+        assert!(tuned == 0 && ruled.iter().all(|chosen| chosen.by == By::Rule), "{ruled:?}");
+        let resumed = opened(true);
+        resumed.pin_tiles(&ruled.iter().map(|c| (c.problem.clone(), c.tile.clone())).collect());
+        let (pinned, tuned) = tiles(&resumed);
+        assert!(tuned == 0 && pinned.iter().all(|chosen| chosen.by == By::Checkpoint), "{pinned:?}");
+        assert!(pinned.iter().zip(&ruled).all(|(one, other)| one.tile == other.tile), "{pinned:?} {ruled:?}");
+    }
+}
+
+#[test]
+fn every_candidate_gives_what_the_rules_choice_gives_and_tuning_is_quick() {
+    let Some((_guard, _)) = gpu() else { return };
+    println!("| problem | rule us | best us | ratio | best | timed | tuning ms |\n|---|---|---|---|---|---|---|");
+    for precision in [Precision::Bf16, Precision::Tf32, Precision::Fp32Emulated, Precision::Fp32] {
+        for width in [2048, 4096] {
+            for batch in [64, 256, 1024] {
+                let recompute = (batch == 64).then_some(Gates::Recompute);
+                for gates in [Gates::Save].into_iter().chain(recompute) {
+                    let cuda = opened(true);
+                    let dims = Dims { batch, inputs: width, hidden: width };
+                    for chosen in tiles(&cuda, precision, dims, gates).0 {
+                        let Chosen { problem, tile, timed, us, tuning_ms, .. } = &chosen;
+                        let ((rule, best), ms) = (us.expect("times"), tuning_ms.expect("a time"));
+                        println!(
+                            "| {problem} | {rule:.2} | {best:.2} | {:.3} | {tile} | {timed} | {ms:.0} |",
+                            best / rule
+                        );
+                        assert!(ms < 3000.0, "{chosen:?}");
+                    }
+                    // One that differs would be left out with a warning.
+                    let warning = cuda.take_warning();
+                    assert!(warning.is_none(), "{warning:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tuned_run_is_the_same_twice_and_goes_on_to_the_very_same_losses() {
+    let Some((_guard, _)) = gpu() else { return };
+    for &precision in Precision::ALL {
+        let config = Config {
+            precision,
+            epochs: 1,
+            schedule: Schedule::Constant,
+            ..small_mnist("fused-triton-grad", precision)
+        };
+        let run = |autotune, config: &Config, from, stop| {
+            train_on(&Device::Cuda(opened(autotune)), config, mnist(), from, stop)
+        };
+        let whole = run(true, &config, None, None);
+        assert!(losses_and_weights(&whole) == losses_and_weights(&run(true, &config, None, None)), "{precision:?}");
+        let saved = run(true, &config, None, Some(200)).saved.expect("a checkpoint");
+        // Its configuration names the tiles, so going on neither tunes nor asks the disk.
+        let resumed: Config = serde_json::from_value(saved.config.clone()).expect("a configuration");
+        // Where dx and the step are one pass, which takes no tile, the forward's is the only one.
+        assert!(!resumed.tiles.is_empty() && config.tiles.is_empty(), "{:?}", resumed.tiles);
+        let second = run(false, &resumed, Some(&saved), None);
+        assert!(whole.losses.ends_with(&second.losses), "{precision:?}: other losses after a stop");
+        assert_eq!(losses_and_weights(&second).1, losses_and_weights(&whole).1, "{precision:?}");
     }
 }
 

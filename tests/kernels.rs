@@ -16,7 +16,7 @@ use mnist_swiglu::{
     device::{
         Precision,
         cuda::{
-            cache::Cache,
+            cache::{Cache, Kind as CacheKind},
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
             hopper_stem,
@@ -25,6 +25,7 @@ use mnist_swiglu::{
             nvrtc::Nvrtc,
             sources,
             tiles::{self, Tile},
+            tune,
         },
     },
     model::persistent::Shape,
@@ -126,7 +127,8 @@ fn configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
     all
 }
 
-/// A kernel for Hopper with the tiles that the H200 is given from small layers to large ones, in each precision of tensor cores.
+/// A kernel for Hopper with the tiles that the H200 is given from small layers to large ones, by rules or by the tuner, in each
+/// precision of tensor cores.
 fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
     let mut all: Vec<Defines> = Vec::new();
     let mut add = |precision: Precision, more: Defines| {
@@ -139,17 +141,29 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
         for (batch, d) in [(64, 512), (1024, 512), (64, 2048), (256, 2048), (1024, 4096)] {
             for flag in [false, true] {
                 let with = |tile: HopperTile, name| [tile.defines(), vec![(name, u32::from(flag))]].concat();
-                let chip = Chip::H200;
+                let (chip, shape) = (Chip::H200, (batch, d, d));
                 match file {
-                    "hopper_swiglu_forward.cu" => add(precision, forward(chip, precision, batch, d, d).defines()),
+                    "hopper_swiglu_forward.cu" => {
+                        let rule = forward(chip, precision, batch, d, d);
+                        let others = tune::hopper::forward(chip, precision, shape, rule);
+                        [vec![rule], others].concat().iter().for_each(|tile| add(precision, tile.defines()));
+                    }
                     "hopper_swiglu_backward_dx.cu" => {
-                        let tile = backward_dx(chip, precision, batch, d, d, flag);
-                        add(precision, with(tile, "SAVED_GATES"));
+                        let rule = backward_dx(chip, precision, batch, d, d, flag);
+                        let others = tune::hopper::backward_dx(chip, precision, shape, flag, rule);
+                        [vec![rule], others]
+                            .concat()
+                            .iter()
+                            .for_each(|tile| add(precision, with(*tile, "SAVED_GATES")));
                         if flag && precision == Precision::Tf32 {
-                            add(precision, [tile.defines(), vec![("SAVED_GATES", 2), ("EARLY", 1)]].concat());
+                            add(precision, [rule.defines(), vec![("SAVED_GATES", 2), ("EARLY", 1)]].concat());
                         }
                     }
-                    "hopper_swiglu_dwf.cu" => add(precision, dwf(chip, precision, batch, d, d).defines()),
+                    "hopper_swiglu_dwf.cu" => {
+                        let rule = dwf(chip, precision, batch, d, d);
+                        let others = tune::hopper::dwf(chip, precision, shape, rule);
+                        [vec![rule], others].concat().iter().for_each(|tile| add(precision, tile.defines()));
+                    }
                     "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),
                     "hopper_weight_step.cu" => {
                         let (stem, layer) = ((d, 784), (2 * d, d));
@@ -239,6 +253,36 @@ fn every_kernel_compiles_for_every_architecture_and_the_main_ones_spill_no_regis
     assert_eq!(watched.into_inner(), 12 * known.len() + 4 * large + hopper);
 }
 
+/// The configurations that the tuner tries of the portable kernels on a chip, for a small, a middling and a large product.
+fn tried(chip: Chip, arch: Arch) -> HashSet<Configuration> {
+    let mut all = HashSet::new();
+    for &precision in Precision::ALL {
+        for shape in [(64, 2048, 2048), (256, 2048, 2048), (1024, 4096, 4096)] {
+            let (batch, inputs, hidden) = shape;
+            let mut add = |file, tile: Tile, more: &[(&'static str, u32)]| {
+                let head = [("PRECISION", define(precision)), ("ALIGNED", 1)];
+                let defines = [&head[..], &tile.defines(), more].concat();
+                all.insert(Configuration { file, defines, arch });
+            };
+            let rule = tiles::forward(chip, precision, batch, inputs, hidden);
+            for (tile, splits) in tune::portable::forward(chip, precision, shape, rule) {
+                add("swiglu_fused_forward.cu", tile, &[("K_SPLITS", splits as u32)]);
+            }
+            let rule = tiles::backward_dx(chip, precision, batch, inputs, hidden);
+            for (tile, dx_cols, _, dx_splits) in tune::portable::backward_dx(chip, precision, shape, rule) {
+                let [dx_cols, dx_splits] = [dx_cols, dx_splits].map(|number| number as u32);
+                let more = [("DX_TILE_N", dx_cols), ("K_SPLITS", 1), ("DX_SPLITS", dx_splits), ("SAVED_GATES", 1)];
+                add("swiglu_fused_backward_dx.cu", tile, &more);
+            }
+            let rule = tiles::dwf(chip, precision, batch, inputs, hidden, true);
+            for tile in tune::portable::dwf(chip, precision, (inputs, hidden), rule) {
+                add("swiglu_fused_dwf.cu", tile, &[("UPDATE", 1)]);
+            }
+        }
+    }
+    all
+}
+
 /// The configurations that the rules of `tiles` choose on a chip, over shapes from tiny to those of the tables.
 fn chosen(chip: Chip, arch: Arch) -> HashSet<Configuration> {
     let mut all = HashSet::new();
@@ -272,12 +316,14 @@ fn chosen(chip: Chip, arch: Arch) -> HashSet<Configuration> {
 }
 
 #[test]
-fn every_tile_that_is_chosen_compiles_and_its_main_loop_keeps_its_registers() {
+fn every_tile_that_is_chosen_or_tried_compiles_and_its_main_loop_keeps_its_registers() {
     let Some(nvrtc) = nvrtc() else { return };
-    let chosen: Vec<Configuration> = [(Chip::H200, Arch::of_device(9, 0)), (Chip::LAPTOP, Arch::of_device(8, 9))]
+    let chosen: HashSet<Configuration> = [(Chip::H200, Arch::of_device(9, 0)), (Chip::LAPTOP, Arch::of_device(8, 9))]
         .into_iter()
         .flat_map(|(chip, arch)| chosen(chip, arch))
+        .chain(tried(Chip::H200, Arch::of_device(9, 0)))
         .collect();
+    let chosen: Vec<Configuration> = chosen.into_iter().collect();
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -333,8 +379,8 @@ fn a_second_start_reads_what_the_first_compiled() {
     let Some(nvrtc) = nvrtc() else { return };
     let folder = common::Folder::new("kernels");
     let configuration = Configuration { file: "sgd.cu", defines: vec![("PRECISION", 2)], arch: Arch::sm(80) };
-    let first = Cache::at(&folder.0).cubin(nvrtc, &configuration).expect("compiled");
-    let cache = Cache::at(&folder.0);
+    let first = Cache::at(CacheKind::Cubins, &folder.0).cubin(nvrtc, &configuration).expect("compiled");
+    let cache = Cache::at(CacheKind::Cubins, &folder.0);
     assert_eq!(cache.size().expect("listed").entries, 1);
     assert_eq!(cache.cubin(nvrtc, &configuration).expect("read"), first);
     assert!(first.starts_with(b"\x7fELF"));

@@ -65,6 +65,7 @@ fn config() -> Config {
         seed: u64::MAX,
         validation: 10,
         steps: mnist_swiglu::model::persistent::Steps::Launches,
+        tiles: BTreeMap::from([("hopper_swiglu_forward bf16 64x2048x2048 gates".into(), "64x64 g1 s9 k2 x2".into())]),
     }
 }
 

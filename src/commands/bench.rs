@@ -47,7 +47,7 @@ struct Sweep {
 /// # Errors
 /// When a case fails its check, a folder cannot be written, or the user stops it; what was measured stays.
 pub fn run(args: BenchArgs) -> Result<()> {
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_tuned(&args.device, args.tune)?;
     let sweep = sweep(&args, &device)?;
     let wanted = peers::wanted(args.peers.as_deref(), "bench", SCRIPTS)?;
     let stop = interrupt::watch("stopping after this case; what was measured is kept")?;
@@ -66,7 +66,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
         keep(&mut writer, Record::Peaks(peaks.clone()), args.json, &bar)?;
         for &dims in &sweep.shapes {
             bar.set_message(format!("B,D,H = {dims}, {}: checking", precision.name()));
+            let before = super::tune_time(&device);
             let mut bench = Bench::new(&device, &sweep.entries, &sweep.gates, dims, precision, args.seed)?;
+            bar.suspend(|| super::tell_tuning(&device, before));
             for &pass in &sweep.passes {
                 for &cache in &sweep.caches {
                     if stop.load(Ordering::Relaxed) {

@@ -15,7 +15,7 @@ use crate::{
     cli::{CompareArgs, Preset},
     clock::process_began,
     data::{Dataset, Loading},
-    device::Device,
+    device::{Device, cuda::tune::Chosen},
     measure::{
         memory::Watch,
         mistakes,
@@ -52,6 +52,8 @@ pub(super) struct Runner {
     used: Duration,
     /// The same at the end of each epoch.
     elapsed: Vec<Duration>,
+    /// On a GPU, once it is prepared: the tiles of the fused kernels.
+    tiles: Vec<Chosen>,
 }
 
 /// Trains and compares.
@@ -61,7 +63,7 @@ pub(super) struct Runner {
 pub fn run(args: CompareArgs) -> Result<()> {
     let started = process_began();
     let loading = Loading::start(&args.data); // beside the opening of the device
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_tuned(&args.device, args.tune)?;
     args.precision.check(&device)?;
     let entries = match args.swiglu.as_slice() {
         [] => swiglu::ALL.to_vec(),
@@ -90,6 +92,9 @@ pub fn run(args: CompareArgs) -> Result<()> {
             let watch = (epoch == 1).then(|| Watch::start(&device));
             if runners.len() == index {
                 runners.push(Runner::new(config.clone(), entry, &device, &dataset, shared)?);
+                let before = super::tune_time(&device);
+                runners[index].prepare()?;
+                bar.suspend(|| super::tell_tuning(&device, before));
             }
             let runner = &mut runners[index];
             runner.epoch(&bar)?;
@@ -177,14 +182,17 @@ impl Runner {
             peak_bytes: None,
             used: shared + begin.elapsed(),
             elapsed: Vec::new(),
+            tiles: Vec::new(),
         })
     }
 
-    /// Compiles and captures what a GPU needs, before the first step asks for it.
+    /// Compiles and captures what a GPU needs, before the first step asks for it. Finding the fastest tiles, which only a first
+    /// start does, is no part of the time used.
     pub(super) fn prepare(&mut self) -> Result<()> {
         let begin = Instant::now();
-        self.trainer.prepare()?;
-        self.used += begin.elapsed();
+        let Some(ready) = self.trainer.prepare()? else { return Ok(()) };
+        self.used += begin.elapsed().saturating_sub(Duration::from_secs_f64(ready.tuning.ms / 1e3));
+        self.tiles = ready.tiles;
         Ok(())
     }
 
@@ -233,6 +241,7 @@ impl Runner {
             wrong,
             interleaved,
             elapsed_ms: self.elapsed.iter().map(|elapsed| elapsed.as_secs_f64() * 1e3).collect(),
+            tiles: self.tiles,
             configuration: self.config,
         })
     }
@@ -321,6 +330,7 @@ pub(super) fn configuration(args: &CompareArgs, entry: &Entry, device: &Device, 
         seed: args.seed,
         validation: 0,
         steps,
+        tiles: std::collections::BTreeMap::new(),
     };
     config.steps = steps.resolve(device, &config.mlp(device)?, config.batch_size, false)?;
     Ok(config)

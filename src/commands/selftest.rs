@@ -18,7 +18,7 @@ use crate::{
 /// # Errors
 /// When the device is missing, a shape cannot be read, or a check fails.
 pub fn run(args: SelftestArgs) -> Result<()> {
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    let (device, chosen) = super::open_tuned(&args.device, args.tune)?;
     let entries: Vec<&'static Entry> = match args.swiglu.as_slice() {
         [] => swiglu::ALL.to_vec(),
         names => names.iter().map(|name| swiglu::find(name)).collect::<Result<_>>()?,
@@ -45,13 +45,16 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     for dims in shapes {
         for &precision in &precisions {
             let case = Case::in_precision(dims, args.seed, precision);
-            count.check(&device, &entries, |entry, gates| check_layer(entry, &device, precision, gates, &case))?;
+            count
+                .check(&device, &entries, true, |entry, gates| check_layer(entry, &device, precision, gates, &case))?;
         }
     }
     for (dims, depth) in networks {
         let case = TrainingCase::new(dims, depth, args.seed);
         for &precision in &precisions {
-            count.check(&device, &entries, |entry, gates| check_training(entry, &device, precision, gates, &case))?;
+            count.check(&device, &entries, false, |entry, gates| {
+                check_training(entry, &device, precision, gates, &case)
+            })?;
         }
     }
     let Count { total, failed, .. } = count;
@@ -74,17 +77,25 @@ struct Count {
 
 impl Count {
     /// Makes and prints the checks of every implementation and way of keeping gates. On a GPU their kernels are compiled
-    /// before, on all cores, rather than one after the other at their first launch.
+    /// before, on all cores, rather than one after the other at their first launch; with `tune` their tiles are those that other
+    /// commands would take.
     fn check(
         &mut self,
         device: &Device,
         entries: &[&'static Entry],
+        tune: bool,
         check: impl Fn(&'static Entry, Gates) -> Result<Vec<Check>> + Sync,
     ) -> Result<()> {
         let all = || entries.iter().flat_map(|&entry| gates_of(entry).iter().map(move |&gates| (entry, gates)));
         if let Device::Cuda(cuda) = device {
             // Nothing runs, so every result is wrong, and none is looked at.
-            cuda.prepare(|| all().try_for_each(|(entry, gates)| check(entry, gates).map(|_| ())))?;
+            let plan = || all().try_for_each(|(entry, gates)| check(entry, gates).map(|_| ()));
+            if tune {
+                let before = super::tune_time(device);
+                cuda.tune(plan)?;
+                super::tell_tuning(device, before);
+            }
+            cuda.prepare(plan)?;
         }
         for (entry, gates) in all() {
             let checks = check(entry, gates)?;

@@ -12,7 +12,7 @@ use std::{
 use super::{interrupt, train_output::TrainOutput};
 use crate::{
     Error, Kind, Result,
-    cli::TrainArgs,
+    cli::{TrainArgs, TuneArgs},
     clock::process_began,
     data::{self, Loading},
     device::Device,
@@ -59,7 +59,9 @@ struct Session {
 }
 
 fn open(args: &TrainArgs) -> Result<Session> {
-    let (device, chosen) = Device::open(&args.device.device, args.device.threads.map(|n| n as usize))?;
+    // A run that goes on keeps its tiles, and a step alone is not worth the measuring.
+    let tune = TuneArgs { no_autotune: args.tune.no_autotune || args.dry_run || args.resume.is_some() };
+    let (device, chosen) = super::open_tuned(&args.device, tune)?;
     let opened = Instant::now();
     let mut output = TrainOutput::new(args.quiet, args.json);
     output.on_message(&format!("device: {chosen}"));
@@ -100,7 +102,7 @@ fn begin(args: &TrainArgs) -> Result<()> {
     }
     prepare(&mut session, &mut trainer)?;
     let run = RunDir::create(args.out.clone(), &config.swiglu, &config.device)?;
-    run.write_config(&config)?;
+    run.write_config(trainer.config())?;
     let metrics = run.new_metrics()?;
     finish(args, run, metrics, trainer, session)
 }
@@ -171,14 +173,19 @@ fn resume(args: &TrainArgs, dir: &Path) -> Result<()> {
 
 /// On a GPU, what comes before the first epoch and is no part of it: compiled kernels and the captured step.
 fn prepare(session: &mut Session, trainer: &mut Trainer) -> Result<()> {
+    let Session { device, output, opened, .. } = session;
+    let before = super::tune_time(device);
     let Some(ready) = trainer.prepare()? else { return Ok(()) };
-    let Ready { compile, capture_ms, launches } = ready;
+    if let Some(tuned) = super::tuned_since(device, before) {
+        output.on_message(&tuned);
+    }
+    let Ready { compile, capture_ms, launches, .. } = ready;
     let step = match launches {
         Some(launches) => format!("a graph of {launches} launches a step"),
         None => "a launch of hundreds of steps".into(),
     };
     let since_start = |moment: Instant| moment.duration_since(process_began()).as_secs_f64() * 1e3;
-    session.output.on_message(&format!(
+    output.on_message(&format!(
         "{} kernels ready in {:.0} ms ({} compiled, {} from the cache); {step} ready in {capture_ms:.0} ms; \
          the process began {:.0} ms ago and had its device open after {:.0}",
         compile.modules,
@@ -186,12 +193,12 @@ fn prepare(session: &mut Session, trainer: &mut Trainer) -> Result<()> {
         compile.compiled,
         compile.modules - compile.compiled,
         since_start(Instant::now()),
-        since_start(session.opened),
+        since_start(*opened),
     ));
-    if let Device::Cuda(cuda) = &session.device
-        && let Some(warning) = cuda.take_warning()
-    {
-        session.output.on_message(&format!("warning: {warning}"));
+    if let Device::Cuda(cuda) = device {
+        while let Some(warning) = cuda.take_warning() {
+            output.on_message(&format!("warning: {}", super::in_full(&warning)));
+        }
     }
     Ok(())
 }
@@ -263,6 +270,7 @@ fn configuration(args: &TrainArgs, device: &Device) -> Config {
         seed: args.seed,
         validation: args.validation as usize,
         steps: args.steps,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 

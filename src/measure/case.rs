@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Result,
-    device::Device,
+    device::{Device, cuda::tune::Chosen},
     swiglu::{
         self, Entry, GateUp, Gates, LayerConfig, Precision, SwiGlu, WeightGrad,
         reference::{Dims, Operands},
@@ -46,6 +46,8 @@ struct Runner {
     /// Errors of z, dx and dWf.
     errors: [f64; 3],
     saved_bytes: usize,
+    /// On a GPU: the tiles of its own kernels.
+    tiles: Vec<Chosen>,
 }
 
 impl Bench {
@@ -75,7 +77,9 @@ impl Bench {
                 layer.set_weights(&GateUp::unpack(&operands.wf))?;
                 let poisoned = |cols| device.upload_activations(dims.batch, cols, &vec![f32::NAN; dims.batch * cols]);
                 let (z, dx) = (poisoned(dims.hidden)?, poisoned(dims.inputs)?);
-                let mut runner = Runner { entry, gates, layer, z, dx, errors: [0.0; 3], saved_bytes: 0 };
+                let mut runner =
+                    Runner { entry, gates, layer, z, dx, errors: [0.0; 3], saved_bytes: 0, tiles: Vec::new() };
+                runner.tune(device, &x, &dz)?;
                 runner.check(device, &x, &dz, &sample)?;
                 runners.push(runner);
             }
@@ -130,6 +134,7 @@ impl Bench {
                     saved_bytes: runner.saved_bytes,
                     trains_wf: runner.entry.trains_weight,
                     seed,
+                    tiles: runner.tiles.clone(),
                 }
             })
             .collect())
@@ -137,6 +142,19 @@ impl Bench {
 }
 
 impl Runner {
+    /// On a GPU: finds the fastest tiles for every pass, where that is asked for, so that what is checked is what is timed.
+    fn tune(&mut self, device: &Device, x: &Tensor, dz: &Tensor) -> Result<()> {
+        let Device::Cuda(cuda) = device else { return Ok(()) };
+        let Runner { layer, z, dx, .. } = self;
+        let dwf = if self.entry.trains_weight { WeightGrad::Buffer } else { WeightGrad::Skip };
+        self.tiles = cuda.tune(|| {
+            layer.forward(x, z, swiglu::Pass::Inference)?;
+            layer.forward(x, z, swiglu::Pass::Training)?;
+            layer.backward(x, dz, Some(dx), dwf)
+        })?;
+        Ok(())
+    }
+
     /// One whole step, compared with the reference.
     fn check(&mut self, device: &Device, x: &Tensor, dz: &Tensor, sample: &Sample) -> Result<()> {
         self.layer.forward(x, &mut self.z, swiglu::Pass::Inference)?;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{peers::PeerCase, timer::Cache, work::Pass};
 use crate::{
     Error, Kind, Result,
-    device::{Device, cuda::driver::Driver},
+    device::{Device, cuda::driver::Driver, cuda::tune::Chosen},
     model::persistent::Steps,
     swiglu::{Gates, Precision},
     train::{config::Config, metrics::Epoch},
@@ -159,6 +159,9 @@ pub struct Case {
     pub trains_wf: bool,
     /// Seed of the operands.
     pub seed: u64,
+    /// On a GPU: the tiles of its own kernels, whatever the pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiles: Vec<Chosen>,
 }
 
 /// An end-to-end training of the network.
@@ -184,16 +187,16 @@ pub struct Training {
     /// trainings taken out. Empty in records that do not have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub elapsed_ms: Vec<f64>,
+    /// On a GPU: the tiles of the fused kernels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiles: Vec<Chosen>,
 }
 
 impl Training {
     /// The implementation, and how its steps were run where that is not by launches.
     pub fn name(&self) -> String {
         let Config { swiglu, steps, .. } = &self.configuration;
-        match steps {
-            Steps::Persistent => format!("{swiglu}, {}", steps.name()),
-            Steps::Auto | Steps::Launches => swiglu.clone(),
-        }
+        if *steps == Steps::Persistent { format!("{swiglu}, {}", steps.name()) } else { swiglu.clone() }
     }
 }
 

@@ -233,6 +233,7 @@ mod tests {
             saved_bytes,
             trains_wf: true,
             seed: 1,
+            tiles: Vec::new(),
         }
     }
 

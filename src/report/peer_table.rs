@@ -188,6 +188,7 @@ mod tests {
             saved_bytes: 0,
             trains_wf: true,
             seed: 1,
+            tiles: Vec::new(),
         }
     }
 

@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod cuda;
 mod hopper;
 pub mod hopper_step;
+mod trials;
 
 use super::{
     Entry, GateUp, Launches, LayerConfig, Pass, SwiGlu, WeightGrad, WeightLayout, check_backward, check_forward,

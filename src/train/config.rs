@@ -1,5 +1,7 @@
 //! What a run is: everything that decides its losses, kept in the run's folder so that `--resume` needs nothing else.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -64,6 +66,9 @@ pub struct Config {
     /// How steps are run on a GPU: `launches` or `persistent`, once the run has begun.
     #[serde(default = "Steps::of_old")]
     pub steps: Steps,
+    /// The tiles of the fused kernels on a GPU, by problem, once the run has been given some: they decide the order of sums.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tiles: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -80,5 +85,22 @@ impl Config {
             precision: self.precision,
         };
         Ok(MlpConfig { entry: swiglu::find(&self.swiglu)?, layer, depth: self.network.depth })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_come_back_as_they_were_and_a_configuration_of_old_has_none() {
+        let config = Config { tiles: BTreeMap::from([("forward".into(), "64x64".into())]), ..crate::testing::config() };
+        let written = serde_json::to_value(&config).unwrap();
+        assert_eq!(serde_json::from_value::<Config>(written).unwrap(), config);
+        let mut old = serde_json::to_value(crate::testing::config()).unwrap();
+        assert!(old.get("tiles").is_none(), "what has no tiles does not speak of them");
+        old.as_object_mut().unwrap().remove("steps");
+        let old: Config = serde_json::from_value(old).unwrap();
+        assert_eq!((old.steps, old.tiles.len()), (Steps::Launches, 0));
     }
 }

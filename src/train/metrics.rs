@@ -58,6 +58,9 @@ pub struct Start {
     /// On a GPU: launches of one step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launches: Option<usize>,
+    /// On a GPU: finding the fastest tiles, in ms; nothing where they were known, or rules choose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning_ms: Option<f64>,
     /// Where a resumed run goes on: (epochs completed, steps done in the next one).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resumed_at: Option<(u32, u64)>,

@@ -157,6 +157,7 @@ impl Trainer {
     /// The event that opens the run.
     pub fn start_event(&self) -> Event {
         let device = self.model.device();
+        let ready = self.recorded.as_ref().map(|recorded| &recorded.ready);
         Event::Start(Box::new(Start {
             configuration: self.config.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -168,9 +169,10 @@ impl Trainer {
             valid_images: self.splits.valid.as_ref().map_or(0, Images::len),
             test_images: self.splits.test.len(),
             steps_per_epoch: self.schedule.steps_per_epoch,
-            compile_ms: self.recorded.as_ref().map(|recorded| recorded.ready.compile.ms),
-            capture_ms: self.recorded.as_ref().map(|recorded| recorded.ready.capture_ms),
-            launches: self.recorded.as_ref().and_then(|recorded| recorded.ready.launches),
+            compile_ms: ready.map(|ready| ready.compile.ms),
+            capture_ms: ready.map(|ready| ready.capture_ms),
+            launches: ready.and_then(|ready| ready.launches),
+            tuning_ms: ready.map(|ready| ready.tuning.ms).filter(|&ms| ms > 0.0),
             resumed_at: (self.position != Position::default()).then_some((self.position.epoch, self.position.step)),
         }))
     }
@@ -227,9 +229,16 @@ impl Trainer {
             && self.recorded.is_none()
         {
             let acts = (&mut self.train_acts, &mut self.eval_acts);
-            self.recorded = Some(Recorded::new(&cuda, &self.config, &mut self.model, &self.splits, acts)?);
+            let recorded = Recorded::new(&cuda, &self.config, &mut self.model, &self.splits, acts)?;
+            self.config.tiles.extend(recorded.ready.tiles.iter().map(|one| (one.problem.clone(), one.tile.clone())));
+            self.recorded = Some(recorded);
         }
-        Ok(self.recorded.as_ref().map(|recorded| recorded.ready))
+        Ok(self.recorded.as_ref().map(|recorded| recorded.ready.clone()))
+    }
+
+    /// What the run is, with the tiles that it was given.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// One step of training and one batch of inference, to see that everything fits; the run's folder is not touched.

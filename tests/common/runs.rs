@@ -63,6 +63,7 @@ pub fn config(swiglu: &str) -> Config {
         seed: 3,
         validation: 100,
         steps: mnist_swiglu::model::persistent::Steps::Launches,
+        tiles: std::collections::BTreeMap::new(),
     }
 }
 

@@ -25,7 +25,7 @@ use self::{
 use super::{compare::configuration, interrupt, out, train_output::Style};
 use crate::{
     Error, Kind, Result,
-    cli::{CompareArgs, DemoArgs, Preset},
+    cli::{CompareArgs, DemoArgs, Preset, TuneArgs},
     data::{Dataset, Loading},
     device::Device,
     measure::{
@@ -118,6 +118,7 @@ fn compare_args(args: &DemoArgs, width: u32) -> CompareArgs {
         steps: vec![Steps::Launches],
         seed: args.seed,
         peers: None,
+        tune: TuneArgs::default(),
         out: None,
         json: false,
         data: args.data.clone(),

@@ -7,7 +7,7 @@ use super::{Item, Section, State};
 use crate::{
     Error, Result,
     device::cuda::{
-        cache::Cache,
+        cache::{Cache, Kind},
         driver::{Driver, Gpu},
         library::Library,
         nvrtc::Nvrtc,
@@ -41,7 +41,8 @@ pub(super) fn section() -> Section {
     items.push(library_item(Library::Nvrtc, nvrtc, version, absent));
     let cublas = Library::cublas_version().and_then(|version| Ok((version, Library::Cublas.load()?.path())));
     items.push(library_item(Library::Cublas, cublas, version, absent));
-    items.push(cache_item(&Cache::of_user()));
+    items.push(cache_item(&Cache::of_user(Kind::Cubins)));
+    items.push(tiles_item(&Cache::of_user(Kind::Tiles)));
     Section::new("NVIDIA GPU", items)
 }
 
@@ -110,16 +111,33 @@ fn cache_item(cache: &Cache) -> Item {
     Item::ok(NAME, value)
 }
 
+/// Tiles that were found to be the fastest.
+fn tiles_item(cache: &Cache) -> Item {
+    const NAME: &str = "fastest tiles";
+    let entries = match cache.size() {
+        Ok(size) => size.entries,
+        Err(error) => return absent_item(NAME, &error, State::Warn),
+    };
+    let Some(dir) = cache.dir() else {
+        return Item::warn(NAME, "nowhere: every start tunes", "set HOME or XDG_CACHE_HOME");
+    };
+    let value = match entries {
+        0 => format!("{} (none yet)", dir.display()),
+        entries => format!("{} (of {entries} problems; they can be removed)", dir.display()),
+    };
+    Item::ok(NAME, value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Kind, testing::Folder};
+    use crate::{Kind as ErrorKind, testing::Folder};
 
     #[test]
     fn the_section_is_there_on_any_machine_and_nothing_is_missing_without_a_driver() {
         let section = section();
         let names: Vec<&str> = section.items.iter().map(|item| item.name.as_str()).collect();
-        for name in ["driver", "NVRTC", "cuBLAS", "kernel cache"] {
+        for name in ["driver", "NVRTC", "cuBLAS", "kernel cache", "fastest tiles"] {
             assert!(names.contains(&name), "{names:?}");
         }
         if !Driver::is_installed() {
@@ -130,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_library_that_is_absent_says_what_to_install() {
-        let absent = || Err(Error::new(Kind::Device, "NVRTC is not installed").hint("pip install it"));
+        let absent = || Err(Error::new(ErrorKind::Device, "NVRTC is not installed").hint("pip install it"));
         let item = library_item(Library::Nvrtc, absent(), None, State::Missing);
         assert_eq!(item, Item::missing("NVRTC", "NVRTC is not installed", Some("pip install it".into())));
         assert_eq!(library_item(Library::Nvrtc, absent(), None, State::Warn).state, State::Warn);
@@ -169,9 +187,10 @@ mod tests {
     fn the_cache_shows_where_it_is_and_what_it_holds() {
         let folder = Folder::new("doctor-cache");
         let shown = folder.path().display();
-        let cache = Cache::at(folder.path());
+        let cache = Cache::at(Kind::Cubins, folder.path());
         assert_eq!(cache_item(&cache).value, format!("{shown} (empty)"));
         std::fs::write(folder.join("a.cubin"), vec![0; 3 << 19]).unwrap();
         assert_eq!(cache_item(&cache).value, format!("{shown} (1 files, 1.5 MiB; they can be removed)"));
+        assert_eq!(tiles_item(&cache).value, format!("{shown} (of 1 problems; they can be removed)"));
     }
 }

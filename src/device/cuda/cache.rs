@@ -2,7 +2,8 @@
 //!
 //! An entry's name is a hash of all that the machine code depends on: the kernel's text and its headers, the options, NVRTC's
 //! version. Inside stands the same as text and a checksum, so that a damaged entry is noticed and made again. Entries are put
-//! in place whole: processes that compile the same at once write the same twice, and the last one stays.
+//! in place whole: processes that compile the same at once write the same twice, and the last one stays. The tuner keeps its
+//! choices in the same way, in a folder beside ([`super::tune`]).
 
 use std::{
     env,
@@ -20,14 +21,49 @@ use super::{
     nvrtc::Nvrtc,
     sources::{fingerprint, hex},
 };
-use crate::{Error, Kind, Result, atomic};
+use crate::{Error, Kind as ErrorKind, Result, atomic};
 
-/// The first line of an entry; another layout has another number.
-const MAGIC: &str = "mnist-swiglu cubin 1";
+/// What a cache keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Compiled kernels.
+    Cubins,
+    /// Tiles that were found to be the fastest.
+    Tiles,
+}
 
-/// Compiled kernels on disk. Without a folder that can be used it compiles each time, and says so once.
+impl Kind {
+    /// The first line of an entry; another layout has another number.
+    fn magic(self) -> &'static str {
+        match self {
+            Kind::Cubins => "mnist-swiglu cubin 1",
+            Kind::Tiles => "mnist-swiglu tile 1",
+        }
+    }
+
+    /// The folder in the user's cache.
+    fn folder(self) -> &'static str {
+        match self {
+            Kind::Cubins => "cubins",
+            Kind::Tiles => "tiles",
+        }
+    }
+
+    /// What it means that nothing can be kept in `dir`.
+    fn complaint(self, dir: &Path) -> String {
+        match self {
+            Kind::Cubins => {
+                format!("compiled kernels cannot be kept in {}: every start compiles them", dir.display())
+            }
+            Kind::Tiles => format!("the fastest tiles cannot be kept in {}: every start tunes again", dir.display()),
+        }
+    }
+}
+
+/// Compiled kernels (or tiles) on disk. Without a folder that can be used it compiles each time, and says so once.
 #[derive(Debug)]
 pub struct Cache {
+    kind: Kind,
     dir: Option<PathBuf>,
     trouble: Mutex<Trouble>,
 }
@@ -50,20 +86,31 @@ pub struct Size {
     pub bytes: u64,
 }
 
+/// What there is of an entry.
+#[derive(Debug, PartialEq)]
+pub(super) enum Kept {
+    /// Its file and its body.
+    Whole(PathBuf, Vec<u8>),
+    /// Nothing.
+    Nothing,
+    /// A file that cannot be read, is not whole, or is of something else.
+    Damaged(PathBuf),
+}
+
 impl Cache {
     /// The cache of this user.
-    pub fn of_user() -> Cache {
-        let dir = user_dir(|name| env::var_os(name), env::home_dir());
-        let cache = Cache { dir, trouble: Mutex::default() };
+    pub fn of_user(kind: Kind) -> Cache {
+        let dir = user_dir(|name| env::var_os(name), env::home_dir()).map(|dir| dir.join(kind.folder()));
+        let cache = Cache { kind, dir, trouble: Mutex::default() };
         if cache.dir.is_none() {
-            cache.complain(Error::new(Kind::Io, "the user's cache directory is not known").hint("set HOME"));
+            cache.complain(Error::new(ErrorKind::Io, "the user's cache directory is not known").hint("set HOME"));
         }
         cache
     }
 
     /// A cache in `dir`, which is made when something is first kept in it.
-    pub fn at(dir: &Path) -> Cache {
-        Cache { dir: Some(dir.to_path_buf()), trouble: Mutex::default() }
+    pub fn at(kind: Kind, dir: &Path) -> Cache {
+        Cache { kind, dir: Some(dir.to_path_buf()), trouble: Mutex::default() }
     }
 
     /// Where it is.
@@ -137,23 +184,48 @@ impl Cache {
         key: &str,
         compile: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<Vec<u8>> {
-        let Some(dir) = &self.dir else { return compile() };
-        let path = dir.join(name(configuration, key));
+        let name = name(configuration, key);
         // Not there, not to be read, or damaged: all the same, it is compiled.
-        if let Some(cubin) = fs::read(&path).ok().and_then(|entry| unpack(entry, key)) {
+        if let Kept::Whole(_, cubin) = self.read(&name, key) {
             return Ok(cubin);
         }
         let cubin = compile()?;
+        self.keep(&name, key, &cubin);
+        Ok(cubin)
+    }
+
+    /// What is kept in the file `name` under `key`.
+    pub(super) fn read(&self, name: &str, key: &str) -> Kept {
+        let Some(path) = self.dir.as_ref().map(|dir| dir.join(name)) else { return Kept::Nothing };
+        match fs::read(&path) {
+            Ok(entry) => match unpack(self.kind.magic(), entry, key) {
+                Some(body) => Kept::Whole(path, body),
+                None => Kept::Damaged(path),
+            },
+            Err(_) if path.exists() => Kept::Damaged(path),
+            Err(_) => Kept::Nothing,
+        }
+    }
+
+    /// Keeps `body` in the file `name` under `key`. That it cannot is no error: see [`Cache::take_warning`].
+    pub(super) fn keep(&self, name: &str, key: &str, body: &[u8]) {
+        let Some(dir) = &self.dir else { return };
+        let entry = pack(self.kind.magic(), body, key);
         let kept = fs::create_dir_all(dir)
             .map_err(|cause| Error::io("make the folder", dir, cause))
-            .and_then(|()| atomic::write_atomic(&path, |file| file.write_all(&pack(&cubin, key))));
+            .and_then(|()| atomic::write_atomic(&dir.join(name), |file| file.write_all(&entry)));
         if let Err(cause) = kept {
-            let message = format!("compiled kernels cannot be kept in {}: every start compiles them", dir.display());
-            self.complain(
-                Error::new(Kind::Io, message).hint("make the folder writable, or free space there").because(cause),
-            );
+            let hint = "make the folder writable, or free space there";
+            self.complain(Error::new(ErrorKind::Io, self.kind.complaint(dir)).hint(hint).because(cause));
         }
-        Ok(cubin)
+    }
+
+    /// Removes the file `name`, where there is one.
+    pub(super) fn remove(&self, name: &str) {
+        if let Some(dir) = &self.dir {
+            // What cannot be removed could not be written either, and that was told.
+            let _ = fs::remove_file(dir.join(name));
+        }
     }
 
     fn complain(&self, error: Error) {
@@ -178,26 +250,26 @@ fn name(configuration: &Configuration, key: &str) -> String {
     format!("{stem}-{}-{}.cubin", configuration.arch, &hash[..32])
 }
 
-/// Magic, checksum of all that follows it, key, each on a line; then the machine code.
-fn pack(cubin: &[u8], key: &str) -> Vec<u8> {
-    let mut entry = format!("{MAGIC}\n{}\n{key}\n", checksum(cubin, key)).into_bytes();
-    entry.extend_from_slice(cubin);
+/// Magic, checksum of all that follows it, key, each on a line; then the body.
+fn pack(magic: &str, body: &[u8], key: &str) -> Vec<u8> {
+    let mut entry = format!("{magic}\n{}\n{key}\n", checksum(body, key)).into_bytes();
+    entry.extend_from_slice(body);
     entry
 }
 
-/// The machine code of an entry, if it is whole and the one that was asked for.
-fn unpack(entry: Vec<u8>, key: &str) -> Option<Vec<u8>> {
+/// The body of an entry, if it is whole and the one that was asked for.
+fn unpack(magic: &str, entry: Vec<u8>, key: &str) -> Option<Vec<u8>> {
     let mut lines = entry.splitn(4, |&byte| byte == b'\n');
-    let (magic, sum, stored, cubin) = (lines.next()?, lines.next()?, lines.next()?, lines.next()?);
-    let whole = magic == MAGIC.as_bytes() && stored == key.as_bytes() && sum == checksum(cubin, key).as_bytes();
-    whole.then(|| cubin.to_vec())
+    let (first, sum, stored, body) = (lines.next()?, lines.next()?, lines.next()?, lines.next()?);
+    let whole = first == magic.as_bytes() && stored == key.as_bytes() && sum == checksum(body, key).as_bytes();
+    whole.then(|| body.to_vec())
 }
 
-fn checksum(cubin: &[u8], key: &str) -> String {
+fn checksum(body: &[u8], key: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(key);
     hash.update("\n");
-    hash.update(cubin);
+    hash.update(body);
     hex(&hash.finalize())
 }
 
@@ -212,7 +284,7 @@ fn user_dir(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) 
     } else {
         absolute("XDG_CACHE_HOME").or_else(|| Some(home?.join(".cache")))
     };
-    Some(base?.join("mnist-swiglu").join("cubins"))
+    Some(base?.join("mnist-swiglu"))
 }
 
 #[cfg(test)]

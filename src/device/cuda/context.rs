@@ -173,6 +173,11 @@ impl Context {
         self.peak.store(self.held.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// Forgets a peak above `bytes` (or what is held now, if that is more).
+    pub(super) fn set_peak(&self, bytes: usize) {
+        self.peak.store(bytes.max(self.held.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+
     /// Memory for `bytes` bytes, zeroed. Works while the stream is being captured, and is then no part of the graph.
     ///
     /// # Errors

@@ -58,31 +58,36 @@ impl HopperTile {
     }
 
     /// Tiles of a product of `rows` (of the weight) x `cols`, in whole clusters, times the splits.
-    fn count(&self, rows: usize, cols: usize) -> usize {
+    pub(super) fn count(&self, rows: usize, cols: usize) -> usize {
         let a = rows.div_ceil(self.rows()).next_multiple_of(self.share_b);
         let b = cols.div_ceil(self.cols).next_multiple_of(self.share_a);
         a * b * self.splits
     }
 
     /// Whether every split has some of a sum over `k`, as the kernels trust.
-    fn splits_evenly(&self, k: usize, precision: Precision) -> bool {
+    pub(super) fn splits_evenly(&self, k: usize, precision: Precision) -> bool {
         let tiles = k.div_ceil(self.k_tile(precision));
         (self.splits - 1) * tiles.div_ceil(self.splits) < tiles
     }
 
     /// The same with as many stages as shared memory holds, 16 at most.
-    fn filled(self, precision: Precision) -> HopperTile {
+    pub(super) fn filled(self, precision: Precision) -> HopperTile {
         let room = (SHARED / self.blocks).saturating_sub(2048 + self.results);
         HopperTile { stages: (room / self.stage(precision)).clamp(2, 16), ..self }
     }
 
     /// The same with room for results: for what the other splits send, and for g, u and z of the block's images, or of as many
     /// as [`STAGED`] bytes hold.
-    fn with_results(self, precision: Precision) -> HopperTile {
+    pub(super) fn with_results(self, precision: Precision) -> HopperTile {
         let element = if precision == Precision::Bf16 { 2 } else { 4 };
         let staged = 3 * self.cols / self.splits * (self.rows() / 2 * element + 16);
         let sent = self.rows() * self.cols * 4 / self.splits * (self.splits - 1);
         HopperTile { results: sent.max(staged.min(STAGED)), ..self }
+    }
+
+    /// The same with room for as many boxes of dWf's results for each warpgroup.
+    pub(super) const fn with_boxes(self, boxes: usize) -> HopperTile {
+        HopperTile { results: boxes * self.warpgroups * BOX, ..self }
     }
 
     /// Its defines.
@@ -107,7 +112,7 @@ const SHARED: usize = 227 << 10;
 /// Bytes beside the ring for results on their way to memory: in bf16 those of 64 images of a tile of 128 rows.
 const STAGED: usize = 27_648;
 
-const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> HopperTile {
+pub(super) const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> HopperTile {
     HopperTile { warpgroups, m_tiles: 1, cols, stages: 0, splits, share_a: 1, share_b: 1, blocks, results: 0 }
 }
 
@@ -212,21 +217,24 @@ const BOX: usize = 64 * 128;
 
 /// The tile of dWf. `results` is a few boxes for each warpgroup: in bf16 at large batches all of a tile.
 pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
-    let boxes = |tile: HopperTile, boxes: usize| HopperTile { results: boxes * tile.warpgroups * BOX, ..tile };
     let bf16 = precision == Precision::Bf16;
     // Two blocks of 128 x 128: what one writes goes beside what the other multiplies. Measured at 64 and 256 images.
-    let two = boxes(HopperTile { m_tiles: 2, ..tile(1, 128, 1, 2) }, 2);
-    let small = [boxes(tile(2, 128, 1, 1), 4), boxes(tile(1, 128, 1, 2), 2), boxes(tile(1, 64, 1, 2), 2)];
+    let two = HopperTile { m_tiles: 2, ..tile(1, 128, 1, 2) }.with_boxes(2);
+    let small = [tile(2, 128, 1, 1).with_boxes(4), tile(1, 128, 1, 2).with_boxes(2), tile(1, 64, 1, 2).with_boxes(2)];
     let mut tiles = match precision {
-        Precision::Fp32Emulated => vec![boxes(tile(2, 128, 1, 1), 2), boxes(tile(1, 64, 1, 2), 2)],
-        _ => [&[boxes(tile(2, 256, 1, 1), if bf16 && batch > 256 { 4 } else { 2 })][..], &small].concat(),
+        Precision::Fp32Emulated => vec![tile(2, 128, 1, 1).with_boxes(2), tile(1, 64, 1, 2).with_boxes(2)],
+        _ => [&[tile(2, 256, 1, 1).with_boxes(if bf16 && batch > 256 { 4 } else { 2 })][..], &small].concat(),
     };
     if bf16 && batch <= 256 && inputs <= 2048 {
         tiles.insert(0, two);
     }
-    let chosen = first_that_fills(chip, precision, &tiles, (2 * hidden, inputs), &[batch]);
-    // What is left beside its results holds three stages to the byte.
-    if chosen.m_tiles == 2 { HopperTile { stages: 3, ..chosen } } else { chosen }
+    filled_by_two(first_that_fills(chip, precision, &tiles, (2 * hidden, inputs), &[batch]))
+}
+
+/// A tile of dWf with as many stages as there is room for: of two blocks of 128 x 128 what is left beside their results holds
+/// three to the byte.
+pub(super) fn filled_by_two(tile: HopperTile) -> HopperTile {
+    if tile.m_tiles == 2 && tile.blocks == 2 { HopperTile { stages: 3, ..tile } } else { tile }
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@
 //! | [`tensor_map`] | how Hopper's TMA finds the boxes of a matrix |
 //! | [`blas`] | cuBLAS |
 //! | [`graph`], [`log`] | a step captured and replayed; what it reads and writes beside the network |
-//! | [`tiles`], [`hopper_tiles`] | which tile a product is given |
+//! | [`tiles`], [`hopper_tiles`] | which tile a product is given by rules |
+//! | [`tune`] | which it is given where others were timed |
 //! | [`ops`], [`head`] | the operations of the network |
 //! | [`hopper`], [`hopper_linear`] | what launches on Hopper share; a linear layer there, and the step of a weight |
 //! | [`epoch`] | an epoch's images laid out in their order |
@@ -46,6 +47,7 @@ pub mod sources;
 pub mod tensor_map;
 pub mod tiles;
 pub mod timing;
+pub mod tune;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -64,6 +66,7 @@ use graph::Graph;
 use hopper_weight_step::Held;
 use log::Log;
 use modules::{Arg, CompileTime, Grid, Modules};
+use tune::{Met, Tuner};
 
 /// What the elements of a tensor on the device are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +115,7 @@ struct Shared {
     scalars: Memory,
     mode: Mutex<Mode>,
     held: Mutex<Held>,
+    tuner: Mutex<Tuner>,
 }
 
 /// What a launch means now.
@@ -120,9 +124,17 @@ enum Mode {
     /// It runs.
     Eager,
     /// Its kernel is noted, to be compiled with all others at once.
-    Planning(HashSet<Configuration>),
+    Planning(Plan),
     /// It becomes part of a graph whose steps use this log.
     Recording(Arc<Log>),
+}
+
+/// What some work will launch.
+#[derive(Debug, Default)]
+struct Plan {
+    configurations: HashSet<Configuration>,
+    /// The problems that tiles are chosen for.
+    met: Vec<Met>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -167,7 +179,8 @@ impl Cuda {
             )));
         }
         let blas = Mutex::new(None);
-        let modules = Modules::new(&context, Cache::of_user());
+        let modules = Modules::new(&context, Cache::of_user(cache::Kind::Cubins));
+        let tuner = Mutex::new(Tuner::of_user(context.gpu(), driver, (major, minor)));
         let scalars = context.allocate(8)?;
         let shared = Shared {
             context,
@@ -177,6 +190,7 @@ impl Cuda {
             scalars,
             mode: Mutex::new(Mode::Eager),
             held: Mutex::default(),
+            tuner,
         };
         Ok(Cuda { shared: Arc::new(shared), precision: Precision::Fp32 })
     }
@@ -215,9 +229,9 @@ impl Cuda {
         self.shared.modules.time()
     }
 
-    /// Why compiled kernels are not kept, once.
+    /// Why compiled kernels or tiles are not kept, or why some are not tuned, each once.
     pub fn take_warning(&self) -> Option<Error> {
-        self.shared.modules.take_warning()
+        self.shared.modules.take_warning().or_else(|| self.take_tuning_warning())
     }
 
     /// Memory for `count` elements, zeroed.
@@ -243,6 +257,14 @@ impl Cuda {
         let pointer = memory.pointer();
         all.push(memory);
         Ok(pointer)
+    }
+
+    /// Does `work` with scratch memory of its own, which goes when it is done: whatever it leaves there, nobody else finds.
+    fn with_own_scratch<R>(&self, work: impl FnOnce() -> R) -> R {
+        let others = std::mem::take(&mut *lock(&self.shared.scratch));
+        let outcome = work();
+        *lock(&self.shared.scratch) = others;
+        outcome
     }
 
     /// A kernel file in this precision, for rows that all start on 16 bytes or not.
@@ -272,8 +294,8 @@ impl Cuda {
         grid: Grid,
         args: &[Arg],
     ) -> Result<()> {
-        if let Mode::Planning(wanted) = &mut *lock(&self.shared.mode) {
-            wanted.insert(configuration.clone());
+        if let Mode::Planning(plan) = &mut *lock(&self.shared.mode) {
+            plan.configurations.insert(configuration.clone());
             return Ok(());
         }
         // SAFETY: the caller's promise is the same.
@@ -317,12 +339,18 @@ impl Cuda {
     /// # Errors
     /// When `work` fails or a kernel does not compile.
     pub fn prepare(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        *lock(&self.shared.mode) = Mode::Planning(HashSet::new());
+        let plan = self.plan(work)?;
+        self.shared.modules.prepare(plan.configurations.iter(), None)
+    }
+
+    /// What `work` will launch.
+    fn plan(&self, work: impl FnOnce() -> Result<()>) -> Result<Plan> {
+        *lock(&self.shared.mode) = Mode::Planning(Plan::default());
         let outcome = work();
         let mode = std::mem::replace(&mut *lock(&self.shared.mode), Mode::Eager);
         outcome?;
         match mode {
-            Mode::Planning(wanted) => self.shared.modules.prepare(&wanted),
+            Mode::Planning(plan) => Ok(plan),
             Mode::Eager | Mode::Recording(_) => Err(Error::new(Kind::Device, "a plan was made inside another")),
         }
     }

@@ -59,6 +59,11 @@ impl Modules {
         self.lock().time
     }
 
+    /// Puts the count back to what it was: what came since is told elsewhere.
+    pub(super) fn set_time(&self, time: CompileTime) {
+        self.lock().time = time;
+    }
+
     /// Why compiled kernels are not kept, once.
     pub fn take_warning(&self) -> Option<Error> {
         self.cache.take_warning()
@@ -68,14 +73,23 @@ impl Modules {
         self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Compiles what is missing of `wanted` on all cores, and loads it.
+    /// Whether a configuration is loaded.
+    pub(super) fn has(&self, configuration: &Configuration) -> bool {
+        self.lock().modules.contains_key(configuration)
+    }
+
+    /// Compiles what is missing of `wanted` on all cores, in its order, and loads it. None is begun after `deadline`.
     ///
     /// # Errors
     /// When NVRTC is missing or refuses, or the driver does not load the result.
-    pub fn prepare(&self, wanted: &HashSet<Configuration>) -> Result<()> {
+    pub fn prepare<'a>(
+        &self,
+        wanted: impl Iterator<Item = &'a Configuration>,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
         let missing: Vec<&Configuration> = {
-            let loaded = self.lock();
-            wanted.iter().filter(|wanted| !loaded.modules.contains_key(wanted)).collect()
+            let (loaded, mut seen) = (self.lock(), HashSet::new());
+            wanted.filter(|&wanted| !loaded.modules.contains_key(wanted) && seen.insert(wanted)).collect()
         };
         if missing.is_empty() {
             return Ok(());
@@ -88,6 +102,9 @@ impl Modules {
             for _ in 0..workers {
                 scope.spawn(|| {
                     while let Some(&configuration) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                            break;
+                        }
                         let cubin = self.cubin(configuration, &compiled).map(|cubin| (configuration.clone(), cubin));
                         results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(cubin);
                     }
@@ -96,6 +113,7 @@ impl Modules {
         });
         self.context.bind()?;
         let mut loaded = self.lock();
+        let before = loaded.modules.len();
         for result in results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             let (configuration, cubin) = result?;
             // SAFETY: the image is a whole cubin (an ELF file, checked by the cache's checksum or fresh from NVRTC).
@@ -103,7 +121,7 @@ impl Modules {
                 .map_err(|cause| self.context.failed(&format!("load {configuration}"), cause))?;
             loaded.modules.insert(configuration, module);
         }
-        loaded.time.modules += missing.len();
+        loaded.time.modules += loaded.modules.len() - before;
         loaded.time.compiled += compiled.into_inner();
         loaded.time.ms += begin.elapsed().as_secs_f64() * 1e3;
         Ok(())
@@ -119,7 +137,7 @@ impl Modules {
     /// The function `name` of a configuration, loaded, with as much shared memory as it will ask for.
     fn function(&self, configuration: &Configuration, name: &'static str, shared: usize) -> Result<sys::CUfunction> {
         if !self.lock().modules.contains_key(configuration) {
-            self.prepare(&HashSet::from([configuration.clone()]))?;
+            self.prepare(std::iter::once(configuration), None)?;
         }
         let mut loaded = self.lock();
         let key = (configuration.clone(), name);

@@ -29,21 +29,21 @@ const fn tile(rows: usize, cols: usize, warps: (usize, usize), slices: usize, st
 }
 
 // Tensor cores.
-const T64X64: Tile = tile(64, 64, (2, 2), 1, 4, 3);
-const T64X128: Tile = tile(64, 128, (2, 2), 1, 4, 2);
-const T64X128_W8: Tile = tile(64, 128, (2, 4), 1, 8, 1);
-const T64X128_K2: Tile = tile(64, 128, (1, 2), 2, 4, 2);
-const T128X128: Tile = tile(128, 128, (2, 2), 1, 3, 2);
-const T128X128_W8: Tile = tile(128, 128, (2, 4), 1, 6, 1);
-const T128X128_K2: Tile = tile(128, 128, (2, 2), 2, 6, 1);
-const T128X256: Tile = tile(128, 256, (2, 4), 1, 4, 1);
+pub(super) const T64X64: Tile = tile(64, 64, (2, 2), 1, 4, 3);
+pub(super) const T64X128: Tile = tile(64, 128, (2, 2), 1, 4, 2);
+pub(super) const T64X128_W8: Tile = tile(64, 128, (2, 4), 1, 8, 1);
+pub(super) const T64X128_K2: Tile = tile(64, 128, (1, 2), 2, 4, 2);
+pub(super) const T128X128: Tile = tile(128, 128, (2, 2), 1, 3, 2);
+pub(super) const T128X128_W8: Tile = tile(128, 128, (2, 4), 1, 6, 1);
+pub(super) const T128X128_K2: Tile = tile(128, 128, (2, 2), 2, 6, 1);
+pub(super) const T128X256: Tile = tile(128, 256, (2, 4), 1, 4, 1);
 // Emulated fp32 has the tiles of tensor cores whose warps own 32 x 64, 64 x 32 or less: beside the sums of more there is no room for
 // split operands.
 // fp32 on the ordinary cores.
-const S64X64: Tile = tile(64, 64, (2, 2), 1, 3, 4);
-const S64X128: Tile = tile(64, 128, (1, 2), 1, 3, 3);
-const S64X128_W4: Tile = tile(64, 128, (1, 4), 1, 3, 3);
-const S128X128: Tile = tile(128, 128, (2, 2), 1, 3, 2);
+pub(super) const S64X64: Tile = tile(64, 64, (2, 2), 1, 3, 4);
+pub(super) const S64X128: Tile = tile(64, 128, (1, 2), 1, 3, 3);
+pub(super) const S64X128_W4: Tile = tile(64, 128, (1, 4), 1, 3, 3);
+pub(super) const S128X128: Tile = tile(128, 128, (2, 2), 1, 3, 2);
 
 impl Tile {
     /// Threads of a block.
@@ -62,19 +62,19 @@ impl Tile {
     }
 
     /// Whether a block of it fits. A kernel has a kilobyte of static shared memory beside it, and the driver takes another.
-    fn fits(&self, chip: Chip) -> bool {
+    pub(super) fn fits(&self, chip: Chip) -> bool {
         let bytes = self.shared(0) + 2048;
         bytes <= chip.shared_per_block && bytes <= chip.shared_per_multiprocessor
     }
 
     /// Blocks that a multiprocessor surely holds at once.
-    fn resident(&self, chip: Chip) -> usize {
+    pub(super) fn resident(&self, chip: Chip) -> usize {
         self.blocks.min(chip.shared_per_multiprocessor / (self.shared(0) + 2048)).max(1)
     }
 
     /// The largest number of splits (a power of two) for which blocks stay within `slots`, and each split keeps at least
     /// two tiles of K.
-    fn splits(&self, tiles: usize, k_bytes: usize, slots: usize, most: usize) -> usize {
+    pub(super) fn splits(&self, tiles: usize, k_bytes: usize, slots: usize, most: usize) -> usize {
         // Each split finishes an equal share of a thread's sums, 16 bytes at a time.
         let parts = self.rows * self.cols / (4 * self.threads());
         let k_tiles = k_bytes.div_ceil(128);
@@ -104,7 +104,7 @@ fn first_that_fits(chip: Chip, tiles: &[Tile]) -> Tile {
     tiles.iter().copied().find(|tile| tile.fits(chip)).unwrap_or(tiles[tiles.len() - 1])
 }
 
-fn element_bytes(precision: Precision) -> usize {
+pub(super) fn element_bytes(precision: Precision) -> usize {
     if precision == Precision::Bf16 { 2 } else { 4 }
 }
 

@@ -1,7 +1,7 @@
 //! The fused kernels on a GPU: Hopper's where they take the shape, else the portable ones, kernels/swiglu_fused_forward.cu,
 //! swiglu_fused_backward_dx.cu and swiglu_fused_dwf.cu.
 
-use super::{super::reference::Dims, Keep, hopper};
+use super::{super::reference::Dims, Keep, hopper, trials};
 use crate::{
     Result,
     device::{
@@ -17,7 +17,7 @@ use crate::{
                 Grid,
             },
             ops::int,
-            tiles,
+            tiles, tune,
         },
     },
     tensor::{Param, Tensor},
@@ -143,15 +143,20 @@ pub fn forward(
     workspace: &mut Workspace,
 ) -> Result<()> {
     const NAME: &str = "swiglu_fused_forward";
+    const FILE: &str = "swiglu_fused_forward.cu";
     if hopper::takes(cuda, dims) {
         return hopper::forward(cuda, dims, x, weight, z, keep, workspace);
     }
     let Dims { batch, inputs, hidden } = dims;
-    let (tile, mut splits) = tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let (chip, precision) = (cuda.chip(), cuda.precision());
+    let rule = tiles::forward(chip, precision, batch, inputs, hidden);
+    let others = || tune::portable::forward(chip, precision, (batch, inputs, hidden), rule);
+    let problem = trials::problem(cuda, FILE, dims, keep == Keep::Gates, false);
+    let (tile, mut splits) = cuda.tile(problem, rule, others, trials::forward);
     let count = tile.count(batch, 2 * hidden);
     let configure = |splits: usize| {
         let defines = [tile.defines(), vec![("K_SPLITS", splits as u32)]].concat();
-        cuda.configuration("swiglu_fused_forward.cu", is_aligned(cuda, dims), &defines)
+        cuda.configuration(FILE, is_aligned(cuda, dims), &defines)
     };
     let grid = |splits: usize| Grid::new(count * splits, tile.threads(), tile.shared(0));
     let mut configuration = configure(splits);
@@ -227,6 +232,7 @@ pub fn backward_dx(
     (workspace, dwf): (&mut Workspace, bool),
 ) -> Result<Option<Gradients>> {
     const NAME: &str = "swiglu_fused_backward_dx";
+    const FILE: &str = "swiglu_fused_backward_dx.cu";
     let Dims { batch, inputs, hidden } = dims;
     let Some((_, saved)) = workspace.ready.take().filter(|&(rows, _)| rows == batch) else { return Ok(None) };
     let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
@@ -234,7 +240,11 @@ pub fn backward_dx(
         let kept = hopper::Kept { gates, planes: workspace.last_planes(), made: workspace.made.take() };
         return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, kept, dwf).map(Some);
     }
-    let (tile, dx_cols, splits, dx_splits) = tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let (chip, precision) = (cuda.chip(), cuda.precision());
+    let rule = tiles::backward_dx(chip, precision, batch, inputs, hidden);
+    let others = || tune::portable::backward_dx(chip, precision, (batch, inputs, hidden), rule);
+    let problem = trials::problem(cuda, FILE, dims, saved, false);
+    let (tile, dx_cols, splits, dx_splits) = cuda.tile(problem, rule, others, trials::backward_dx);
     // Saved gates are read, not multiplied: nothing is left to split.
     let splits = if saved { 1 } else { splits };
     let more = [
@@ -244,7 +254,7 @@ pub fn backward_dx(
         ("SAVED_GATES", u32::from(saved)),
     ];
     let defines = [&tile.defines()[..], &more].concat();
-    let configuration = cuda.configuration("swiglu_fused_backward_dx.cu", is_aligned(cuda, dims), &defines);
+    let configuration = cuda.configuration(FILE, is_aligned(cuda, dims), &defines);
 
     let rows = batch.div_ceil(tile.rows);
     let (columns_1, columns_2) = ((2 * hidden).div_ceil(tile.cols), inputs.div_ceil(dx_cols));
@@ -293,9 +303,13 @@ pub fn backward_dwf(
         return hopper::backward_dwf(cuda, dims, x, (gradients, workspace.last_planes()), weight, step);
     }
     let Dims { batch, inputs, hidden } = dims;
-    let tile = tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden, step.is_some());
+    const FILE: &str = "swiglu_fused_dwf.cu";
+    let (chip, precision, update) = (cuda.chip(), cuda.precision(), step.is_some());
+    let rule = tiles::dwf(chip, precision, batch, inputs, hidden, update);
+    let others = || tune::portable::dwf(chip, precision, (inputs, hidden), rule);
+    let tile = cuda.tile(trials::problem(cuda, FILE, dims, false, update), rule, others, trials::dwf);
     let defines = [tile.defines(), vec![("UPDATE", u32::from(step.is_some()))]].concat();
-    let configuration = cuda.configuration("swiglu_fused_dwf.cu", is_aligned(cuda, dims), &defines);
+    let configuration = cuda.configuration(FILE, is_aligned(cuda, dims), &defines);
     let grid = Grid::new(tile.count(2 * hidden, inputs), tile.threads(), tile.shared(0));
     let head = [Pointer(gradients.dgates), Pointer(cuda.expect_activation("dWf", "x", x)?)];
     match step {

@@ -6,6 +6,7 @@ use super::{
     super::reference::Dims,
     Keep,
     cuda::{Gradients, Workspace, backward_outputs, sizes},
+    trials,
 };
 use crate::{
     Result,
@@ -18,6 +19,7 @@ use crate::{
             hopper_tiles::{self, HopperTile},
             modules::Arg::{Map, Pointer},
             tensor_map::{Boxes, Fetched, MapElement, Swizzle, TensorMap},
+            tune,
         },
     },
     tensor::{Param, Tensor},
@@ -67,8 +69,12 @@ pub fn forward(
     workspace: &mut Workspace,
 ) -> Result<()> {
     const NAME: &str = "hopper_swiglu_forward";
+    const FILE: &str = "hopper_swiglu_forward.cu";
     let Dims { batch, inputs, hidden } = dims;
-    let tile = hopper_tiles::forward(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let (chip, precision) = (cuda.chip(), cuda.precision());
+    let rule = hopper_tiles::forward(chip, precision, batch, inputs, hidden);
+    let others = || tune::hopper::forward(chip, precision, (batch, inputs, hidden), rule);
+    let tile = cuda.tile(trials::problem(cuda, FILE, dims, keep == Keep::Gates, false), rule, others, trials::forward);
     let gates = match keep {
         Keep::Gates => workspace.gates(cuda, 2 * batch * hidden * cuda.element().bytes())?,
         Keep::Nothing | Keep::Inputs => 0,
@@ -89,7 +95,7 @@ pub fn forward(
     ];
     let clusters =
         hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
-    let configuration = configuration(cuda, "hopper_swiglu_forward.cu", tile, &[kept(cuda, dims, tile)]);
+    let configuration = configuration(cuda, FILE, tile, &[kept(cuda, dims, tile)]);
     let mut grid_of = grid(cuda, tile, clusters);
     if grid_of.blocks > cuda.chip().multiprocessors * tile.blocks {
         // Blocks that stay and take one tile after the other begin the next while they finish one.
@@ -128,8 +134,12 @@ pub fn backward_dx(
     dwf: bool,
 ) -> Result<Gradients> {
     const NAME: &str = "hopper_swiglu_backward_dx";
+    const FILE: &str = "hopper_swiglu_backward_dx.cu";
     let Dims { batch, inputs, hidden } = dims;
-    let tile = hopper_tiles::backward_dx(cuda.chip(), cuda.precision(), batch, inputs, hidden, saved.is_some());
+    let (chip, precision, is_saved) = (cuda.chip(), cuda.precision(), saved.is_some());
+    let rule = hopper_tiles::backward_dx(chip, precision, batch, inputs, hidden, is_saved);
+    let others = || tune::hopper::backward_dx(chip, precision, (batch, inputs, hidden), is_saved, rule);
+    let tile = cuda.tile(trials::problem(cuda, FILE, dims, is_saved, false), rule, others, trials::backward_dx);
     let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let dgates = made.unwrap_or(dgates);
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
@@ -182,7 +192,7 @@ pub fn backward_dx(
         ("EARLY", u32::from(hopper_tiles::is_large(batch))),
         kept,
     ];
-    let configuration = configuration(cuda, "hopper_swiglu_backward_dx.cu", tile, &more);
+    let configuration = configuration(cuda, FILE, tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
     let phase_2 = inputs.div_ceil(tile.rows()).div_ceil(tile.share_b) * columns;
@@ -194,7 +204,13 @@ pub fn backward_dx(
         (None, Some(_)) => phase_2.max(whole_chip),
         (None, None) => phase_2.max(phase_1),
     };
-    let resident = cuda.resident_blocks(&configuration, NAME, grid(cuda, tile, wanted))? / tile.cluster();
+    let mut resident = cuda.resident_blocks(&configuration, NAME, grid(cuda, tile, wanted))? / tile.cluster();
+    if tile.blocks > 1 {
+        // Of tiles that fit a multiprocessor twice one is counted: launches of 64 clusters of four such blocks, where the driver
+        // counts 66, were seen to wait for ever. It counts the best packing, and blocks that come while those of the kernel before
+        // leave need not find it.
+        resident = resident.min(whole_chip);
+    }
     // SAFETY: the arguments are the kernel's; shapes were checked; the counters are zero before and after; all blocks run at
     // once.
     unsafe {
@@ -216,6 +232,7 @@ pub fn backward_dwf(
     weight: &mut Param,
     step: Option<&SgdStep>,
 ) -> Result<()> {
+    const FILE: &str = "hopper_swiglu_dwf.cu";
     let Dims { batch, inputs, hidden } = dims;
     let Gradients { dgates, transposed } = gradients;
     let x = cuda.expect_activation("dWf", "x", x)?;
@@ -223,7 +240,10 @@ pub fn backward_dwf(
         let input = Input { transposed, ..Input::of_batch(cuda, x, (batch, inputs), planes)? };
         return cuda.weight_step(dgates, batch, input, weight, None, step);
     }
-    let tile = hopper_tiles::dwf(cuda.chip(), cuda.precision(), batch, inputs, hidden);
+    let (chip, precision) = (cuda.chip(), cuda.precision());
+    let rule = hopper_tiles::dwf(chip, precision, batch, inputs, hidden);
+    let others = || tune::hopper::dwf(chip, precision, (batch, inputs, hidden), rule);
+    let tile = cuda.tile(trials::problem(cuda, FILE, dims, false, false), rule, others, trials::dwf);
     let k_tile = tile.k_tile(cuda.precision());
     let operand = match transposed {
         Some(transposed) => transposed.boxes(inputs, (k_tile, tile.cols))?,
@@ -240,7 +260,7 @@ pub fn backward_dwf(
         Map(out),
         Pointer(planes.map_or(0, |planes| planes.down)),
     ];
-    let configuration = configuration(cuda, "hopper_swiglu_dwf.cu", tile, &[]);
+    let configuration = configuration(cuda, FILE, tile, &[]);
     let tiles = (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols);
     // Blocks that stay and take one tile after the other.
     let grid = grid(cuda, tile, tiles.min(cuda.chip().multiprocessors * tile.blocks));

@@ -18,7 +18,15 @@ use crate::{
     Result,
     device::{
         Images, Rows, SgdStep, Tally,
-        cuda::{Cuda, context::Pinned, event::Event as Mark, graph::Graph, log::Log, modules::CompileTime},
+        cuda::{
+            Cuda,
+            context::Pinned,
+            event::Event as Mark,
+            graph::Graph,
+            log::Log,
+            modules::CompileTime,
+            tune::{Chosen, TuneTime},
+        },
     },
     model::{
         Activations, Mlp,
@@ -58,7 +66,7 @@ enum Training {
 }
 
 /// What preparing a run took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ready {
     /// Compiling and loading kernels.
     pub compile: CompileTime,
@@ -66,6 +74,10 @@ pub struct Ready {
     pub capture_ms: f64,
     /// Launches of one step; none where one launch takes many steps.
     pub launches: Option<usize>,
+    /// Finding the fastest tiles of the step's kernels, which comes before compiling.
+    pub tuning: TuneTime,
+    /// Those tiles; none where one launch takes many steps, nor are evaluations tuned: they come once an epoch.
+    pub tiles: Vec<Chosen>,
 }
 
 impl Recorded {
@@ -101,6 +113,13 @@ impl Recorded {
         });
         let last_rows = Rows::At { first: images.len() - rest, count: rest };
 
+        cuda.pin_tiles(&config.tiles);
+        let before = cuda.tune_time();
+        let tiles = match persistent {
+            true => Vec::new(),
+            false => cuda.tune(|| step(model, Rows::Next(batch), false))?,
+        };
+        let tuning = cuda.tune_time().since(before);
         cuda.prepare(|| {
             if !persistent {
                 model.device().lay_out(&log, images)?;
@@ -130,7 +149,13 @@ impl Recorded {
         let mut evaluation = |images: &Images| Evaluation::new(cuda, model, images, eval_acts, eval_batch);
         let test = evaluation(&splits.test)?;
         let valid = splits.valid.as_ref().map(evaluation).transpose()?;
-        let ready = Ready { compile: cuda.compile_time(), capture_ms: begin.elapsed().as_secs_f64() * 1e3, launches };
+        let ready = Ready {
+            compile: cuda.compile_time(),
+            capture_ms: begin.elapsed().as_secs_f64() * 1e3,
+            launches,
+            tuning,
+            tiles,
+        };
         let (losses, hits) = (Pinned::new(cuda.context(), steps)?, Pinned::new(cuda.context(), steps)?);
         Ok(Recorded { cuda: cuda.clone(), log, training, batch, losses, hits, test, valid, ready })
     }

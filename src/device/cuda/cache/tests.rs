@@ -23,7 +23,7 @@ fn what_was_compiled_once_is_read_the_second_time() {
     // Line feeds in machine code must not be taken for those of the head.
     let cubin = b"\x7fELF\n\n\ncode";
     for (round, compiles) in [(1, true), (2, false)] {
-        let cache = Cache::at(&folder.join("new/cubins"));
+        let cache = Cache::at(Kind::Cubins, &folder.join("new/cubins"));
         assert_eq!(get(&cache, &configuration(0), (13, 0), cubin), (cubin.to_vec(), compiles), "round {round}");
         assert!(cache.take_warning().is_none());
         assert_eq!(cache.size().unwrap().entries, 1);
@@ -33,7 +33,7 @@ fn what_was_compiled_once_is_read_the_second_time() {
 #[test]
 fn other_defines_another_architecture_and_another_compiler_are_other_entries() {
     let folder = Folder::new("cubins-keys");
-    let cache = Cache::at(folder.path());
+    let cache = Cache::at(Kind::Cubins, folder.path());
     let other_arch = Configuration { arch: Arch::sm(80), ..configuration(0) };
     let other_file = Configuration { file: "reduce.cu", ..configuration(0) };
     get(&cache, &configuration(0), (13, 0), b"first");
@@ -48,7 +48,7 @@ fn other_defines_another_architecture_and_another_compiler_are_other_entries() {
 #[test]
 fn an_entry_with_any_damage_is_made_again() {
     let folder = Folder::new("cubins-damage");
-    let cache = Cache::at(folder.path());
+    let cache = Cache::at(Kind::Cubins, folder.path());
     get(&cache, &configuration(0), (13, 0), b"good code");
     let path = folder.join(&folder.names()[0]);
     let whole = fs::read(&path).unwrap();
@@ -70,7 +70,7 @@ fn a_folder_that_cannot_be_written_means_compiling_each_time_and_one_warning() {
     let folder = Folder::new("cubins-unwritable");
     // A file where the folder should be: not even root can write there.
     fs::write(folder.join("file"), "").unwrap();
-    let cache = Cache::at(&folder.join("file/cubins"));
+    let cache = Cache::at(Kind::Cubins, &folder.join("file/cubins"));
     for _ in 0..2 {
         assert_eq!(get(&cache, &configuration(0), (13, 0), b"code"), (b"code".to_vec(), true));
     }
@@ -88,13 +88,13 @@ fn many_at_once_all_get_the_code_and_leave_one_whole_entry() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let cache = Cache::at(folder.path());
+                let cache = Cache::at(Kind::Cubins, folder.path());
                 assert_eq!(get(&cache, &configuration(0), (13, 0), &code).0, code);
             });
         }
     });
     assert_eq!(folder.names().len(), 1);
-    assert_eq!(get(&Cache::at(folder.path()), &configuration(0), (13, 0), b"never"), (code, false));
+    assert_eq!(get(&Cache::at(Kind::Cubins, folder.path()), &configuration(0), (13, 0), b"never"), (code, false));
 }
 
 #[cfg(target_os = "linux")]
@@ -102,8 +102,8 @@ fn many_at_once_all_get_the_code_and_leave_one_whole_entry() {
 fn the_users_cache_follows_xdg() {
     let home = || Some(PathBuf::from("/home/me"));
     let dir = |path: &str| Some(PathBuf::from(path));
-    assert_eq!(user_dir(|_| None, home()), dir("/home/me/.cache/mnist-swiglu/cubins"));
-    assert_eq!(user_dir(|_| Some("/c".into()), home()), dir("/c/mnist-swiglu/cubins"));
-    assert_eq!(user_dir(|_| Some("c".into()), home()), dir("/home/me/.cache/mnist-swiglu/cubins"));
+    assert_eq!(user_dir(|_| None, home()), dir("/home/me/.cache/mnist-swiglu"));
+    assert_eq!(user_dir(|_| Some("/c".into()), home()), dir("/c/mnist-swiglu"));
+    assert_eq!(user_dir(|_| Some("c".into()), home()), dir("/home/me/.cache/mnist-swiglu"));
     assert_eq!(user_dir(|_| None, None), None);
 }
