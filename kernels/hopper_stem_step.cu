@@ -283,10 +283,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
         for (int h = 0; h < 2; h++)
 #pragma unroll
-            for (int e = 0; e < 2; e++) parts[(warp * IMAGES + i * 8 + (lane & 3) * 2 + e) * PART_PITCH + 8 * h + lane / 4] = sums[i][h][e];
+            for (int e = 0; e < 2; e++) parts[(thread() / 32 * IMAGES + i * 8 + (thread() & 3) * 2 + e) * PART_PITCH + 8 * h + (thread() & 31) / 4] = sums[i][h][e];
     barrier_among(2, WORKERS);
     if (threadIdx.x >= IMAGES * OUTPUTS / 4) return;
-    const int image = threadIdx.x / 4, output = threadIdx.x % 4 * 4;
+    const int image = thread() / 4, output = thread() % 4 * 4;
     float4 sum = *(const float4 *)(new_bias + output);
 #pragma unroll
     for (int part = 0; part < WORKERS / 32; part++) {

@@ -7,6 +7,13 @@
 constexpr int IMAGES = 64;                  // of a batch
 constexpr int K_STEP = 32 / (int)sizeof(T); // of K in one step of mma
 
+// threadIdx.x, asked for again: the loop over the weights has no register left for what comes after it.
+DEVICE int thread() {
+    int t;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+
 DEVICE void store_shared(u32 address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
 DEVICE void store_shared(u32 address, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory"); }
 DEVICE void store_shared16(u32 address, uint4 v) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }

@@ -85,13 +85,6 @@ struct Keeping {
     DEVICE u64 written(int unit, int col) const { return keeps(unit, col) ? last : first; }
 };
 
-// threadIdx.x, asked for again: the loop over the units has no register left for what comes after it.
-DEVICE int thread() {
-    int t;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
-    return t;
-}
-
 // A thread's share of the g, u and dz that are read at once: 16 bytes each, of one image.
 struct Gates {
     static constexpr int N = Vec<T>::N;
