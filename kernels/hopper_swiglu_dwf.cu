@@ -8,12 +8,12 @@
 // Loses     to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
 //
 // At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup has BOXES places for 64 rows x 128
-// bytes, and each of its warps puts 16 rows there, hands them to the copy engine, and goes on to the next, or to the next tile's product. No warp waits for
+// bytes, and each of its warps puts its 16 rows there (in TF32 two eights), hands them to the copy engine, and goes on to the next, or to the next tile's product. No warp waits for
 // another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
 // L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
-// (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, 16), 128-byte swizzle.
+// (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, TOGETHER), 128-byte swizzle.
 // Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1. Shared memory: RESULTS bytes before the ring.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
@@ -21,6 +21,8 @@
 static_assert(CLUSTER == 1, "a block owns its tile");
 constexpr int BOX_BYTES = 64 * 128, BOX_COLS = 128 / (int)sizeof(T); // of results on their way
 constexpr int BOXES = RESULTS / BOX_BYTES / WARPGROUPS;              // places for them that a warpgroup has
+// Neighbouring rows of sums that a warp has: TF32's rows stand in another order (row_of_sums), in which a warp has two eights of 32 rows, 16 apart.
+constexpr int TOGETHER = PRECISION == 1 ? 8 : 16;
 static_assert(BOXES >= 1 && RESULTS % 1024 == 0, "results pass beside the ring, which begins on 1024 bytes");
 
 // 64 rows x BOX_COLS columns of sums, from column 8 `j0` on, rounded, as a swizzled box at `box`.
@@ -70,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     } else {
         become_multiplier();
         const int group = threadIdx.x / 128;
-        const int warp_row = (threadIdx.x / 32 & 3) * 16;
+        const int warp = threadIdx.x / 32 & 3, warp_row = TOGETHER == 8 ? (warp >> 1) * 32 + (warp & 1) * 8 : warp * 16;
         const bool sends = (threadIdx.x & 31) == 0; // for its warp
         const u64 first_to_go = evict_first();
         const u32 boxes = results + group * BOXES * BOX_BYTES;
@@ -94,7 +96,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     fence_shared(); // the copy engine reads what this thread wrote
                     __syncwarp();
                     if (sends) {
-                        tma_store(dwf, place + warp_row * 128, at.b * COLS + col, at.a * ROWS + (group * M_TILES + m) * 64 + warp_row, first_to_go);
+#pragma unroll
+                        for (int part = 0; part < 16 / TOGETHER; part++) {
+                            const int row = warp_row + 16 * part;
+                            tma_store(dwf, place + row * 128, at.b * COLS + col, at.a * ROWS + (group * M_TILES + m) * 64 + row, first_to_go);
+                        }
                         stores_commit();
                     }
                     if (++box == BOXES) box = 0;

@@ -252,7 +252,7 @@ pub fn backward_dwf(
     let target = cuda.weight_grad_of(weight)?.cuda()?.memory.pointer();
     // Gradients of weights are of the elements that activations are of.
     let kept_as = if cuda.precision() == Precision::Bf16 { MapElement::Bf16 } else { MapElement::F32 };
-    let boxes = (16, wide(cuda)); // a warp's rows
+    let boxes = (if precision == Precision::Tf32 { 8 } else { 16 }, wide(cuda)); // a warp's neighbouring rows
     let out = Boxes::of_matrix("dWf", kept_as, target, (2 * hidden, inputs), boxes, Swizzle::Bytes128)?;
     let args = [
         Map(matrix(cuda, "[dg | du]", dgates, (batch, 2 * hidden), k_tile)?),
