@@ -298,12 +298,7 @@ fn large_batches_go_the_same_way_twice_and_after_a_stop() {
         assert!(joined == whole.losses, "{precision:?}: other losses after a stop");
         assert_eq!(losses_and_weights(&second).1, losses_and_weights(&whole).1, "{precision:?}");
         // The same network by library products for dWf, whose step and the stem's have launches of their own.
-        let library = Config {
-            batch_size: 704,
-            epochs: 1,
-            schedule: Schedule::Constant,
-            ..small_mnist("fused-python-grad", precision)
-        };
+        let library = Config { swiglu: "fused-python-grad".into(), ..config };
         let library = train_on(&device, &library, mnist(), None, None);
         let near = |(ours, theirs): (&f32, &f32)| (ours - theirs).abs() <= 0.01 * theirs.abs() + 0.005;
         assert!(
