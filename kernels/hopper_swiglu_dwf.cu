@@ -8,8 +8,8 @@
 // Loses     to hopper_weight_step.cu, which writes no gradient, where a step may be taken at once
 //
 // At small B all that counts is how many bytes are on their way to memory. So results pass beside the ring: a warpgroup has BOXES places for 64 rows x 128
-// bytes, and each of its warps puts its 16 rows there (in TF32 two eights), hands them to the copy engine, and goes on to the next, or to the next tile's product. No warp waits for
-// another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
+// bytes, and each of its warps puts its 16 rows there (in TF32 two eights), hands them to the copy engine, and goes on to the next, or to the next tile's
+// product. No warp waits for another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
 // L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
@@ -72,8 +72,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     } else {
         become_multiplier();
         const int group = threadIdx.x / 128;
-        const int warp = threadIdx.x / 32 & 3, warp_row = TOGETHER == 8 ? (warp >> 1) * 32 + (warp & 1) * 8 : warp * 16;
-        const bool sends = (threadIdx.x & 31) == 0; // for its warp
+        const bool sends = (threadIdx.x & 31) == 0; // for its warp, whose first row it has
+        const int warp_row = row_of_sums(0);
         const u64 first_to_go = evict_first();
         const u32 boxes = results + group * BOXES * BOX_BYTES;
         int box = 0;

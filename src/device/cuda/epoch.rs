@@ -73,7 +73,7 @@ impl Epoch {
             transposed: if cuda.passes_stem_once(batch, PIXELS, width) {
                 None
             } else {
-                only(Precision::Tf32, PIXELS * columns(images, batch) * 4)?
+                only(Precision::Tf32, PIXELS * Transposed::of_epoch(0, images, batch).pitch() * 4)?
             },
             factors: only(Precision::Fp32Emulated, batch * 4)?,
             labels: context.allocate(images)?,
@@ -83,11 +83,8 @@ impl Epoch {
     /// Images of the epoch from `place` on, as an operand.
     pub(super) fn input(&self, place: Place) -> Input {
         let planes = self.factors.as_ref().map(|factors| Planes { hi: self.x.pointer(), down: factors.pointer() });
-        let transposed = self.transposed.as_ref().map(|memory| Transposed {
-            pointer: memory.pointer(),
-            batch: self.batch,
-            columns: columns(self.images, self.batch),
-        });
+        let of_epoch = |memory: &Memory| Transposed::of_epoch(memory.pointer(), self.images, self.batch);
+        let transposed = self.transposed.as_ref().map(of_epoch);
         Input { x: self.x.pointer(), shape: (self.images, PIXELS), transposed, planes, place }
     }
 
@@ -95,11 +92,6 @@ impl Epoch {
     pub(super) fn labels(&self) -> u64 {
         self.labels.pointer()
     }
-}
-
-/// Columns of x^T: as [`Transposed`] says.
-fn columns(images: usize, batch: usize) -> usize {
-    images / batch * batch.next_multiple_of(4) + (images % batch).next_multiple_of(4)
 }
 
 impl Cuda {
@@ -126,7 +118,7 @@ impl Cuda {
             Int(int(epoch.images)?),
             Int(int(PIXELS)?),
             Int(int(epoch.batch)?),
-            Int(int(columns(epoch.images, epoch.batch))?),
+            Int(int(Transposed::of_epoch(0, epoch.images, epoch.batch).pitch())?),
             Int(int(factors)?),
             Float(PIXEL_SCALE),
             Float(PIXEL_SHIFT),

@@ -73,6 +73,15 @@ impl Cuda {
         Ok([losses, Pointer(result), Pointer(result + 4), Pointer(0)])
     }
 
+    /// Waits for the sums of a step that is not captured, and adds them to `tally`; a log keeps its own.
+    fn read_tally(&self, batch: usize, tally: &mut Tally) -> Result<()> {
+        if self.is_eager() {
+            let [loss, hits] = self.read_two_words(self.scratch("loss", 8)?)?;
+            tally.add(f32::from_bits(loss), hits, batch);
+        }
+        Ok(())
+    }
+
     /// Where the labels of the batch are: from `first` on, or with a step from that step's first on.
     fn label_args(&self, labels: &Memory, place: Option<Place>) -> Result<[Arg; 3]> {
         let (labels, step, first) = match (self.recording(), place) {
@@ -154,11 +163,7 @@ impl Cuda {
         ];
         // SAFETY: the arguments are the kernel's, and shapes were checked; the counter is zero before and after.
         unsafe { self.launch(&configuration, "head_loss", grid, &args)? };
-        if self.is_eager() {
-            let [loss, hits] = self.read_two_words(self.scratch("loss", 8)?)?;
-            tally.add(f32::from_bits(loss), hits, batch);
-        }
-        Ok(())
+        self.read_tally(batch, tally)
     }
 
     /// dz = dlogits W: (B, 10) @ (10, H) -> (B, H); dW and db into their buffers, or straight into a step. In a captured step the
@@ -272,11 +277,7 @@ impl Cuda {
         let args = [&args[..], &sums, &self.sgd_args(&step)?, &sizes].concat();
         // SAFETY: the arguments are the kernel's, and the parts those of a batch of this size.
         unsafe { self.launch(&configuration, "head_step", self.early(grid(hidden / 4 + 1, 32)), &args)? };
-        if self.is_eager() {
-            let [loss, hits] = self.read_two_words(self.scratch("loss", 8)?)?;
-            tally.add(f32::from_bits(loss), hits, batch);
-        }
-        Ok(())
+        self.read_tally(batch, tally)
     }
 
     fn head_joined(&self, batch: usize, gates: bool) -> (Configuration, Grid) {

@@ -122,6 +122,12 @@ pub(crate) struct Transposed {
 }
 
 impl Transposed {
+    /// That of all images of an epoch at `pointer`, where columns between batches are zeros.
+    pub(crate) fn of_epoch(pointer: u64, images: usize, batch: usize) -> Transposed {
+        let empty = Transposed { pointer, batch, columns: 0 };
+        Transposed { columns: empty.column(images as i64) as usize, ..empty }
+    }
+
     /// Elements from a row to the next: TMA asks for whole 16 bytes.
     pub(crate) fn pitch(self) -> usize {
         self.columns.next_multiple_of(4)
@@ -182,7 +188,8 @@ mod tests {
     #[test]
     fn every_batch_begins_at_whole_16_bytes_of_x_transposed() {
         for batch in [1, 64, 65, 127, 515] {
-            let transposed = Transposed { pointer: 16, batch, columns: 0 };
+            let transposed = Transposed::of_epoch(16, 3 * batch + batch / 2, batch);
+            assert_eq!(transposed.columns as i64, transposed.column(3 * batch as i64) + batch as i64 / 2);
             let first = |step: i64| transposed.column(step * batch as i64);
             for step in -1..4 {
                 assert_eq!(first(step) % 4, 0, "batch {batch}, step {step}");
