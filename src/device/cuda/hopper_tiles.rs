@@ -313,12 +313,6 @@ mod tests {
                 let what = format!("{precision:?} {batch} {inputs} {hidden}: {dx:?} {dwf:?}");
                 assert!(dx_bytes + dwf_bytes <= 228 << 10 && 2 * dx_bytes > 228 << 10, "{what}");
                 assert!(dx.stages >= 2 && dx.splits_evenly(2 * hidden, precision), "{what}");
-                let rule = backward_dx(Chip::H200, precision, batch, inputs, hidden, true);
-                assert_eq!(
-                    (dx.rows(), dx.cols, dx.splits),
-                    (rule.rows(), rule.cols, rule.splits),
-                    "the same sums: {what}"
-                );
             }
         }
         assert!(found > 0);
