@@ -12,6 +12,8 @@
 // for the largest element; else in a phase between, when [dg | du] is whole.
 //
 // EARLY 1: the next kernel may start beside this one, not at its end: where that is the head's step (head_joined.cu), which needs little room and no result.
+// EARLY 2: it may start once [dg | du] stands: it is hopper_swiglu_dwf.cu with BESIDE, which writes while this one reads and waits. A block lets it start when
+// its own part, of x^T too, is written and fenced, so when all have, all of it can be read. Saved gates, bf16 and TF32.
 //
 // TF32's dWf reads x transposed. Where `x_t` is given, the three warps beside the one that loads make it, while the others multiply.
 //
@@ -31,6 +33,7 @@ constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #ifndef EARLY
 #define EARLY 0
 #endif
+static_assert(EARLY != 2 || (SAVED_GATES == 1 && PRECISION != 3), "what dWf reads stands after the one phase before the product");
 static_assert(SAVED_GATES != 2 || PRECISION != 3, "fp32-emulated splits [dg | du] in phase 1");
 constexpr bool PHASES = SAVED_GATES != 2; // there are two
 
@@ -130,6 +133,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         if (threadIdx.x >= MULTIPLIERS + 32 && x_t) {
             wait_for_last(); // the kernel before may read x^T of another layer there
             transpose(plain_x, x_t, batch, inputs, blockIdx.x * SPARE + threadIdx.x - MULTIPLIERS - 32, gridDim.x * SPARE);
+            if (EARLY == 2) {
+                fence_async();
+                asm volatile("fence.acq_rel.gpu;" ::: "memory");
+                barrier_among(2, MULTIPLIERS + SPARE); // those that multiply have fenced their part of [dg | du]
+                let_next_start();
+            }
         }
 #endif
         // A of phase 2: blocks of 128 bytes of rows of Wf, K_TILE rows each.
@@ -171,7 +180,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int warp = threadIdx.x / 32;
         Sums sums;
         wait_for_last();
-        if (EARLY) let_next_start();
+        if (EARLY == 1) let_next_start();
 #if SAVED_GATES == 1 && PRECISION != 3
         constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
         const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
@@ -263,6 +272,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         grid_arrive(state + 1);
 #elif SAVED_GATES != 2
         grid_arrive(state);
+        if (EARLY == 2) {
+            if (PRECISION == 1) asm volatile("bar.arrive 2, %0;" ::"n"(MULTIPLIERS + SPARE) : "memory"); // x^T may not stand yet
+            else if (threadIdx.x == 0) let_next_start(); // this thread's fence spoke for the block
+        }
 #endif
         // The last block whose threads wait for nothing more puts the state back to zero.
         u32 gone = 0;

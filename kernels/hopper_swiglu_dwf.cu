@@ -12,12 +12,18 @@
 // product. No warp waits for another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
 // L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
+// BESIDE 1: dx's kernel, launched right before with EARLY 2, lets this one start when [dg | du] stands and goes on beside it: their shared memory and registers
+// fit one multiprocessor together. Nothing of dx is read, so the wait for it comes before the last tile's results leave: whoever is after this kernel still finds dx.
+//
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
 // (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, TOGETHER), 128-byte swizzle.
 // Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1. Shared memory: RESULTS bytes before the ring.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
 
+#ifndef BESIDE
+#define BESIDE 0
+#endif
 static_assert(CLUSTER == 1, "a block owns its tile");
 constexpr int BOX_BYTES = 64 * 128, BOX_COLS = 128 / (int)sizeof(T); // of results on their way
 constexpr int BOXES = RESULTS / BOX_BYTES / WARPGROUPS;              // places for them that a warpgroup has
@@ -62,7 +68,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     if (threadIdx.x >= MULTIPLIERS) {
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
-            wait_for_last();
+            if (BESIDE) { // every block of dx fenced what it wrote before it let this one start
+                asm volatile("fence.acq_rel.gpu;" ::: "memory");
+                fence_async();
+            } else wait_for_last();
             for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
                 const TilePlace at = tile_place(item, tiles_a, tiles_b);
                 for (int tile = 0; tile < tiles; tile++)
@@ -77,13 +86,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const u64 first_to_go = evict_first();
         const u32 boxes = results + group * BOXES * BOX_BYTES;
         int box = 0;
-        wait_for_last();
+        if (!BESIDE) wait_for_last();
         for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
             const TilePlace at = tile_place(item, tiles_a, tiles_b);
             // (2H, B) @ (B, D) -> (2H, D)
             Sums sums;
             multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
-            if (item + gridDim.x >= work) let_next_start();
+            if (item + gridDim.x >= work) {
+                if (BESIDE) wait_for_last(); // so that the next kernel finds all but this one ended, as early.cuh promises
+                let_next_start();
+            }
             // From here on the loader fills the ring for the next tile.
 #pragma unroll
             for (int m = 0; m < M_TILES; m++)

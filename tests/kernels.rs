@@ -20,7 +20,7 @@ use mnist_swiglu::{
             compile::{Arch, Configuration, architectures, define},
             context::Chip,
             hopper_stem,
-            hopper_tiles::{HopperTile, backward_dx, dwf, forward, linear},
+            hopper_tiles::{HopperTile, backward_dx, beside, dwf, forward, linear},
             hopper_weight_step::StepTile,
             nvrtc::Nvrtc,
             sources,
@@ -155,11 +155,17 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                             .concat()
                             .iter()
                             .for_each(|tile| add(precision, with(*tile, "SAVED_GATES")));
+                        if let Some((dx, _)) = beside(chip, precision, batch, d, d) {
+                            add(precision, [dx.defines(), vec![("SAVED_GATES", 1), ("EARLY", 2)]].concat());
+                        }
                         if flag && precision == Precision::Tf32 {
                             add(precision, [rule.defines(), vec![("SAVED_GATES", 2), ("EARLY", 1)]].concat());
                         }
                     }
                     "hopper_swiglu_dwf.cu" => {
+                        if let Some((_, dwf)) = beside(chip, precision, batch, d, d) {
+                            add(precision, [dwf.defines(), vec![("BESIDE", 1)]].concat());
+                        }
                         let rule = dwf(chip, precision, batch, d, d);
                         let others = tune::hopper::dwf(chip, precision, shape, rule);
                         [vec![rule], others].concat().iter().for_each(|tile| add(precision, tile.defines()));

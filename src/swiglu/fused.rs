@@ -164,8 +164,12 @@ impl Fused {
             return hopper_step::backward_step(cuda, dims, (x, dz, gates), weight, dx.as_deref(), step);
         }
         // dx reads the weights that the forward used, so it comes before any step that changes them.
-        let own = self.source == Source::OwnKernel && !matches!(dwf, WeightGrad::Skip);
-        let gradients = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), (&mut *workspace, own))?
+        let next = match (&dwf, self.source) {
+            (WeightGrad::Step(_), Source::OwnKernel) => cuda::Next::Step,
+            (WeightGrad::Buffer, Source::OwnKernel) => cuda::Next::Dwf,
+            _ => cuda::Next::Other,
+        };
+        let gradients = cuda::backward_dx(cuda, dims, (x, dz), &self.weight, dx.as_deref(), (&mut *workspace, next))?
             .ok_or_else(|| no_forward(self.entry.name, x.rows()))?;
         match (dwf, self.source) {
             (WeightGrad::Skip, _) | (_, Source::Nowhere) => Ok(()),

@@ -231,6 +231,35 @@ pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden
     filled_by_two(first_that_fills(chip, precision, &tiles, (2 * hidden, inputs), &[batch]))
 }
 
+/// The tiles of dx, from saved gates, and of dWf where the two run side by side, a block of each on a multiprocessor: at small
+/// batches dx waits (for the gates' derivative, for weights, for the other half of a sum) while dWf writes. Where the weight fits
+/// L2; else both wait for memory, and dWf's writes drive out what dx is to read. None where two blocks of dx would fit: they would
+/// gather on some multiprocessors.
+pub fn beside(
+    chip: Chip,
+    precision: Precision,
+    batch: usize,
+    inputs: usize,
+    hidden: usize,
+) -> Option<(HopperTile, HopperTile)> {
+    let element = match precision {
+        Precision::Bf16 => 2,
+        Precision::Tf32 => 4,
+        Precision::Fp32 | Precision::Fp32Emulated => return None,
+    };
+    if batch > 64 || 2 * hidden * inputs * element > chip.l2_bytes {
+        return None;
+    }
+    let dwf = HopperTile { stages: 2, ..tile(1, 128, 1, 2).with_boxes(6) };
+    // Two blocks: half of the registers each. A kilobyte of a block's shared memory is the driver's.
+    let dx = tile(1, 64, 2, 2).with_results(precision);
+    let all = chip.shared_per_multiprocessor;
+    let room = all.checked_sub(2048 + dwf.shared(precision) + dx.results)?;
+    let dx = HopperTile { stages: room / (dx.stage(precision) + 16), ..dx };
+    let apart = 2 * (dx.shared(precision) + 1024) > all && dx.count(inputs, batch) <= chip.multiprocessors;
+    (apart && dx.splits_evenly(2 * hidden, precision)).then_some((dx, dwf))
+}
+
 /// A tile of dWf with as many stages as there is room for: of two blocks of 128 x 128 what is left beside their results holds
 /// three to the byte.
 pub(super) fn filled_by_two(tile: HopperTile) -> HopperTile {
@@ -271,6 +300,26 @@ mod tests {
                 check(dwf(Chip::H200, precision, batch, inputs, hidden), &[batch]);
             }
         }
+    }
+
+    #[test]
+    fn dx_and_dwf_side_by_side_fit_a_multiprocessor_and_two_of_dx_do_not() {
+        let mut found = 0;
+        for &precision in &[Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16] {
+            for (batch, inputs, hidden) in SHAPES {
+                let Some((dx, dwf)) = beside(Chip::H200, precision, batch, inputs, hidden) else { continue };
+                found += 1;
+                let (dx_bytes, dwf_bytes) = (dx.shared(precision) + 1024, dwf.shared(precision) + 1024);
+                let what = format!("{precision:?} {batch} {inputs} {hidden}: {dx:?} {dwf:?}");
+                assert!(dx_bytes + dwf_bytes <= 228 << 10 && 2 * dx_bytes > 228 << 10, "{what}");
+                assert!(dx.stages >= 2 && dx.splits_evenly(2 * hidden, precision), "{what}");
+            }
+        }
+        assert!(found > 0);
+        assert!(beside(Chip::H200, Precision::Bf16, 64, 2048, 2048).is_some());
+        assert!(beside(Chip::H200, Precision::Bf16, 64, 4096, 4096).is_none(), "larger than L2");
+        assert!(beside(Chip::H200, Precision::Tf32, 64, 2048, 2048).is_some());
+        assert!(beside(Chip::H200, Precision::Bf16, 256, 2048, 2048).is_none());
     }
 
     #[test]

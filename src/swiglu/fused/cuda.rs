@@ -12,6 +12,7 @@ use crate::{
             context::Memory,
             head::GateSlot,
             hopper::{Planes, Transposed},
+            hopper_tiles::HopperTile,
             modules::{
                 Arg::{self, Int, Pointer},
                 Grid,
@@ -38,6 +39,17 @@ pub struct Workspace {
     plane_bytes: usize,
 }
 
+/// What is launched right after a backward's first launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing of ours that makes dWf.
+    Other,
+    /// [`backward_dwf`] with a step.
+    Step,
+    /// [`backward_dwf`] into the gradient's buffer.
+    Dwf,
+}
+
 /// What a backward's first launch leaves for dWf.
 #[derive(Clone, Copy, Debug)]
 pub struct Gradients {
@@ -45,6 +57,8 @@ pub struct Gradients {
     pub(super) dgates: u64,
     /// x^T, if it was wanted.
     pub(super) transposed: Option<Transposed>,
+    /// The tile of dWf, if it is to run beside dx, which then lets it start early.
+    pub(super) beside: Option<HopperTile>,
 }
 
 impl Workspace {
@@ -218,7 +232,7 @@ pub(super) fn dx_output(cuda: &Cuda, op: &str, dims: Dims, dx: Option<&Tensor>) 
 }
 
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch. Where [dg | du] is, good
-/// until the next backward, and what else [`backward_dwf`] reads if it is to come (`dwf`); None when no training forward with this
+/// until the next backward, and what else [`backward_dwf`] reads if it is to come (`next`); None when no training forward with this
 /// batch came before.
 ///
 /// # Errors
@@ -229,7 +243,7 @@ pub fn backward_dx(
     (x, dz): (&Tensor, &Tensor),
     weight: &Param,
     dx: Option<&Tensor>,
-    (workspace, dwf): (&mut Workspace, bool),
+    (workspace, next): (&mut Workspace, Next),
 ) -> Result<Option<Gradients>> {
     const NAME: &str = "swiglu_fused_backward_dx";
     const FILE: &str = "swiglu_fused_backward_dx.cu";
@@ -238,7 +252,7 @@ pub fn backward_dx(
     let gates = workspace.gates.as_ref().filter(|_| saved).map(Memory::pointer);
     if hopper::takes(cuda, dims) {
         let kept = hopper::Kept { gates, planes: workspace.last_planes(), made: workspace.made.take() };
-        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, kept, dwf).map(Some);
+        return hopper::backward_dx(cuda, dims, (x, dz), weight, dx, kept, next).map(Some);
     }
     let (chip, precision) = (cuda.chip(), cuda.precision());
     let rule = tiles::backward_dx(chip, precision, batch, inputs, hidden);
@@ -283,7 +297,7 @@ pub fn backward_dx(
     ];
     // SAFETY: the arguments are the kernel's; shapes were checked; the state is zero before and after.
     unsafe { cuda.launch(&configuration, NAME, grid, &[&args[..], &sizes(dims)?].concat())? };
-    Ok(Some(Gradients { dgates, transposed: None }))
+    Ok(Some(Gradients { dgates, transposed: None, beside: None }))
 }
 
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), by our own kernel: into the gradient's buffer, or into the weights

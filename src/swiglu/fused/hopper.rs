@@ -5,7 +5,7 @@
 use super::{
     super::reference::Dims,
     Keep,
-    cuda::{Gradients, Workspace, backward_outputs, sizes},
+    cuda::{Gradients, Next, Workspace, backward_outputs, sizes},
     trials,
 };
 use crate::{
@@ -119,8 +119,8 @@ pub struct Kept {
 }
 
 /// [dg | du] (B, 2H) into scratch, and dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), in one launch, from saved gates or
-/// with the gates made again. `planes` are x's, where the forward split it. Where a kernel of our own makes dWf next (`dwf`), it also
-/// leaves x^T in the precision that needs it. Good until the next backward.
+/// with the gates made again. `planes` are x's, where the forward split it. Where a kernel of our own makes dWf `next`, it also
+/// leaves x^T in the precision that needs it, or lets that kernel start beside it. Good until the next backward.
 ///
 /// # Errors
 /// When the device fails.
@@ -131,7 +131,7 @@ pub fn backward_dx(
     weight: &Param,
     dx: Option<&Tensor>,
     Kept { gates: saved, planes, made }: Kept,
-    dwf: bool,
+    next: Next,
 ) -> Result<Gradients> {
     const NAME: &str = "hopper_swiglu_backward_dx";
     const FILE: &str = "hopper_swiglu_backward_dx.cu";
@@ -139,7 +139,15 @@ pub fn backward_dx(
     let (chip, precision, is_saved) = (cuda.chip(), cuda.precision(), saved.is_some());
     let rule = hopper_tiles::backward_dx(chip, precision, batch, inputs, hidden, is_saved);
     let others = || tune::hopper::backward_dx(chip, precision, (batch, inputs, hidden), is_saved, rule);
-    let tile = cuda.tile(trials::problem(cuda, FILE, dims, is_saved, false), rule, others, trials::backward_dx);
+    let beside = if next == Next::Dwf && is_saved && made.is_none() {
+        hopper_tiles::beside(chip, precision, batch, inputs, hidden)
+    } else {
+        None
+    };
+    let tile = match beside {
+        Some((dx, _)) => dx,
+        None => cuda.tile(trials::problem(cuda, FILE, dims, is_saved, false), rule, others, trials::backward_dx),
+    };
     let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let dgates = made.unwrap_or(dgates);
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
@@ -166,7 +174,7 @@ pub fn backward_dx(
         box_dims: &[wide(cuda), tile.k_tile(cuda.precision())],
         swizzle: Swizzle::Bytes128,
     };
-    let transposed = if dwf && cuda.precision() == Precision::Tf32 {
+    let transposed = if next != Next::Other && cuda.precision() == Precision::Tf32 {
         Some(room_for_transposed(cuda, "x transposed", batch, inputs)?)
     } else {
         None
@@ -189,7 +197,7 @@ pub fn backward_dx(
     ];
     let more = [
         ("SAVED_GATES", if made.is_some() { 2 } else { u32::from(saved.is_some()) }),
-        ("EARLY", u32::from(hopper_tiles::is_large(batch))),
+        ("EARLY", if beside.is_some() { 2 } else { u32::from(hopper_tiles::is_large(batch)) }),
         kept,
     ];
     let configuration = configuration(cuda, FILE, tile, &more);
@@ -217,7 +225,7 @@ pub fn backward_dx(
         let grid = grid(cuda, tile, wanted.min(resident).max(1));
         cuda.launch(&configuration, NAME, grid, &[&args[..], &sizes(dims)?].concat())?;
     }
-    Ok(Gradients { dgates, transposed })
+    Ok(Gradients { dgates, transposed, beside: beside.map(|(_, dwf)| dwf) })
 }
 
 /// dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D): into the gradient's buffer, or into the weights with SGD in the epilogue.
@@ -234,7 +242,7 @@ pub fn backward_dwf(
 ) -> Result<()> {
     const FILE: &str = "hopper_swiglu_dwf.cu";
     let Dims { batch, inputs, hidden } = dims;
-    let Gradients { dgates, transposed } = gradients;
+    let Gradients { dgates, transposed, beside } = gradients;
     let x = cuda.expect_activation("dWf", "x", x)?;
     if let Some(step) = step {
         let input = Input { transposed, ..Input::of_batch(cuda, x, (batch, inputs), planes)? };
@@ -243,7 +251,10 @@ pub fn backward_dwf(
     let (chip, precision) = (cuda.chip(), cuda.precision());
     let rule = hopper_tiles::dwf(chip, precision, batch, inputs, hidden);
     let others = || tune::hopper::dwf(chip, precision, (batch, inputs, hidden), rule);
-    let tile = cuda.tile(trials::problem(cuda, FILE, dims, false, false), rule, others, trials::dwf);
+    let tile = match beside {
+        Some(tile) => tile,
+        None => cuda.tile(trials::problem(cuda, FILE, dims, false, false), rule, others, trials::dwf),
+    };
     let k_tile = tile.k_tile(cuda.precision());
     let operand = match transposed {
         Some(transposed) => transposed.boxes(inputs, (k_tile, tile.cols))?,
@@ -260,10 +271,11 @@ pub fn backward_dwf(
         Map(out),
         Pointer(planes.map_or(0, |planes| planes.down)),
     ];
-    let configuration = configuration(cuda, FILE, tile, &[]);
+    let configuration = configuration(cuda, FILE, tile, &[("BESIDE", u32::from(beside.is_some()))]);
     let tiles = (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols);
-    // Blocks that stay and take one tile after the other.
-    let grid = grid(cuda, tile, tiles.min(cuda.chip().multiprocessors * tile.blocks));
+    // Blocks that stay and take one tile after the other; beside dx's there is room for one a multiprocessor.
+    let each = if beside.is_some() { 1 } else { tile.blocks };
+    let grid = grid(cuda, tile, tiles.min(cuda.chip().multiprocessors * each));
     // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone writes its part of the gradient.
     unsafe { cuda.launch(&configuration, "hopper_swiglu_dwf", grid, &[&args[..], &sizes(dims)?].concat()) }
 }

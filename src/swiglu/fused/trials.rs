@@ -6,7 +6,7 @@ use cudarc::driver::result;
 use super::{
     super::reference::Dims,
     Keep,
-    cuda::{self, Gradients, Workspace},
+    cuda::{self, Gradients, Next, Workspace},
     hopper,
 };
 use crate::{
@@ -191,7 +191,7 @@ impl Trial for BackwardDx {
         let Layer { cuda, dims, x, weight, workspace } = &mut self.layer;
         workspace.keep(cuda, dims.batch, self.keep);
         // As before a dWf of our own: its x^T is made beside the product.
-        cuda::backward_dx(cuda, *dims, (x, &self.dz), weight, Some(&self.dx), (workspace, true)).map(|_| ())
+        cuda::backward_dx(cuda, *dims, (x, &self.dz), weight, Some(&self.dx), (workspace, Next::Step)).map(|_| ())
     }
 
     fn results(&self) -> Vec<Written> {
@@ -225,7 +225,7 @@ pub(super) fn dwf(cuda: &Cuda, problem: Problem) -> Result<Box<dyn Trial>> {
         }
         _ => None,
     };
-    let gradients = Gradients { dgates: dgates.pointer, transposed: x_transposed };
+    let gradients = Gradients { dgates: dgates.pointer, transposed: x_transposed, beside: None };
     let (mut start, mut results) = (None, Vec::new());
     if problem.update {
         let value = written(&layer.weight.value)?;
