@@ -62,7 +62,10 @@ DEVICE void transpose(const float *x, float *out, int rows, int columns, u32 thr
 DEVICE void grid_arrive(u32 *counter) {
     fence_async(); // the copy engine will read what this thread wrote
     barrier_among(1, MULTIPLIERS);
-    if (threadIdx.x == 0) asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    if (threadIdx.x == 0) {
+        fence_chip();
+        asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    }
 }
 DEVICE void grid_wait(const u32 *counter) {
     u32 seen;
@@ -135,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             transpose(plain_x, x_t, batch, inputs, blockIdx.x * SPARE + threadIdx.x - MULTIPLIERS - 32, gridDim.x * SPARE);
             if (EARLY == 2) {
                 fence_async();
-                asm volatile("fence.acq_rel.gpu;" ::: "memory");
+                fence_chip();
                 barrier_among(2, MULTIPLIERS + SPARE); // those that multiply have fenced their part of [dg | du]
                 let_next_start();
             }

@@ -281,10 +281,10 @@ extern "C" __global__ void __launch_bounds__(ROOM, 1)
     barrier_among(1, WORKERS);
     if (threadIdx.x == 0) {
         // The lower half counts blocks that have left their parts, the upper half those that know that all have.
-        asm volatile("fence.acq_rel.gpu;" ::: "memory"); // after the barrier it speaks for the whole block
+        fence_chip(); // after the barrier it speaks for the whole block
         u32 there = atomicAdd(counters + column, 1u) + 1;
         while ((there & 0xffff) != splits) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(counters + column) : "memory");
-        asm volatile("fence.acq_rel.gpu;" ::: "memory");
+        fence_chip();
         if (atomicAdd(counters + column, 0x10000u) >> 16 == splits - 1) counters[column] = 0;
     }
     barrier_among(1, WORKERS);

@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_loader();
         if (threadIdx.x == MULTIPLIERS) {
             if (BESIDE) { // every block of dx fenced what it wrote before it let this one start
-                asm volatile("fence.acq_rel.gpu;" ::: "memory");
+                fence_chip();
                 fence_async();
             } else wait_for_last();
             for (u32 item = blockIdx.x; item < work; item += gridDim.x) {

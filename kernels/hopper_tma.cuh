@@ -96,6 +96,8 @@ DEVICE void cluster_store(u32 address, float a, float b, float c, float d) {
 DEVICE void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
 // The same where the ordinary accesses were to shared memory: this one does not wait for those to memory.
 DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What this thread wrote, or a barrier told it of, comes before what it does next, to all threads of the chip; and the other way round for what it reads.
+DEVICE void fence_chip() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 // A barrier among `threads` threads of the block that name the same `id` (1 to 15).
 DEVICE void barrier_among(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 

@@ -1,6 +1,6 @@
 //! Which tile a Hopper kernel is given: by rules drawn from the tables of kernels/README.md.
 
-use super::context::Chip;
+use super::{context::Chip, tiles::element_bytes};
 use crate::device::Precision;
 
 /// A block's tile, and how a cluster of blocks shares work: kernels/hopper_product.cuh explains each number.
@@ -242,12 +242,8 @@ pub fn beside(
     inputs: usize,
     hidden: usize,
 ) -> Option<(HopperTile, HopperTile)> {
-    let element = match precision {
-        Precision::Bf16 => 2,
-        Precision::Tf32 => 4,
-        Precision::Fp32 | Precision::Fp32Emulated => return None,
-    };
-    if batch > 64 || 2 * hidden * inputs * element > chip.l2_bytes {
+    let fits = 2 * hidden * inputs * element_bytes(precision) <= chip.l2_bytes;
+    if batch > 64 || !fits || !matches!(precision, Precision::Bf16 | Precision::Tf32) {
         return None;
     }
     let dwf = HopperTile { stages: 2, ..tile(1, 128, 1, 2).with_boxes(6) };

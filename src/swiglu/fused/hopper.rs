@@ -139,11 +139,8 @@ pub fn backward_dx(
     let (chip, precision, is_saved) = (cuda.chip(), cuda.precision(), saved.is_some());
     let rule = hopper_tiles::backward_dx(chip, precision, batch, inputs, hidden, is_saved);
     let others = || tune::hopper::backward_dx(chip, precision, (batch, inputs, hidden), is_saved, rule);
-    let beside = if next == Next::Dwf && is_saved && made.is_none() {
-        hopper_tiles::beside(chip, precision, batch, inputs, hidden)
-    } else {
-        None
-    };
+    let may_be_beside = next == Next::Dwf && is_saved && made.is_none();
+    let beside = may_be_beside.then(|| hopper_tiles::beside(chip, precision, batch, inputs, hidden)).flatten();
     let tile = match beside {
         Some((dx, _)) => dx,
         None => cuda.tile(trials::problem(cuda, FILE, dims, is_saved, false), rule, others, trials::backward_dx),
