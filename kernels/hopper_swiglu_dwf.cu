@@ -13,7 +13,8 @@
 // L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
 // BESIDE 1: dx's kernel, launched right before with EARLY 2, lets this one start when [dg | du] stands and goes on beside it: their shared memory and registers
-// fit one multiprocessor together. Nothing of dx is read, so the wait for it comes before the last tile's results leave: whoever is after this kernel still finds dx.
+// fit one multiprocessor together. Nothing of dx is read; but whoever is after this kernel has to find dx, so it is waited for before the next may start: by an idle warp,
+// or in TF32, where the next kernel's early blocks were measured to cost more than they save, before the last tile's results leave.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
 // (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, TOGETHER), 128-byte swizzle.
@@ -24,6 +25,7 @@
 #ifndef BESIDE
 #define BESIDE 0
 #endif
+constexpr bool IDLE_WAITS = BESIDE && PRECISION == 2;
 static_assert(CLUSTER == 1, "a block owns its tile");
 constexpr int BOX_BYTES = 64 * 128, BOX_COLS = 128 / (int)sizeof(T); // of results on their way
 constexpr int BOXES = RESULTS / BOX_BYTES / WARPGROUPS;              // places for them that a warpgroup has
@@ -77,6 +79,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 for (int tile = 0; tile < tiles; tile++)
                     feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, at.a * ROWS, at.b * COLS, 0, batch); });
             }
+        } else if (IDLE_WAITS && threadIdx.x == MULTIPLIERS + 32) {
+            wait_for_last(); // the next kernel finds all but this one ended, as early.cuh promises
+            let_next_start();
         }
     } else {
         become_multiplier();
@@ -92,8 +97,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             // (2H, B) @ (B, D) -> (2H, D)
             Sums sums;
             multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
-            if (item + gridDim.x >= work) {
-                if (BESIDE) wait_for_last(); // so that the next kernel finds all but this one ended, as early.cuh promises
+            if (!IDLE_WAITS && item + gridDim.x >= work) {
+                if (BESIDE) wait_for_last();
                 let_next_start();
             }
             // From here on the loader fills the ring for the next tile.

@@ -440,6 +440,11 @@ fn tiles(cuda: &Cuda, precision: Precision, dims: Dims, gates: Gates) -> (Vec<Ch
     (chosen.expect("tuned"), cuda.tune_time().since(before).tuned)
 }
 
+/// Of dx and dWf side by side there is one pair of tiles.
+fn has_no_choice(chosen: &Chosen) -> bool {
+    chosen.problem.ends_with(" beside")
+}
+
 #[test]
 fn tiles_are_tuned_once_kept_on_disk_and_those_of_a_checkpoint_come_first() {
     let Some((_guard, _)) = gpu() else { return };
@@ -449,7 +454,7 @@ fn tiles_are_tuned_once_kept_on_disk_and_those_of_a_checkpoint_come_first() {
         let tiles = |cuda: &Cuda| tiles(cuda, precision, dims, Gates::Save);
         let (first, _) = tiles(&cuda);
         assert_eq!(first.len(), 3, "{first:?}");
-        assert!(first.iter().all(|chosen| chosen.by == By::Tuner), "{first:?}");
+        assert!(first.iter().all(|chosen| (chosen.by == By::Tuner) != has_no_choice(chosen)), "{first:?}");
         assert_eq!(tiles(&cuda), (first.clone(), 0), "the same choice as long as the program runs");
         // Whoever starts next finds it on disk, unless there is no place to keep it.
         if cuda.take_warning().is_none() {
@@ -477,6 +482,10 @@ fn every_candidate_gives_what_the_rules_choice_gives_and_tuning_is_quick() {
                     let cuda = opened(true);
                     let dims = Dims { batch, inputs: width, hidden: width };
                     for chosen in tiles(&cuda, precision, dims, gates).0 {
+                        if has_no_choice(&chosen) {
+                            assert_eq!(chosen.timed, 0, "{chosen:?}");
+                            continue;
+                        }
                         let Chosen { problem, tile, timed, us, tuning_ms, .. } = &chosen;
                         let ((rule, best), ms) = (us.expect("times"), tuning_ms.expect("a time"));
                         println!(

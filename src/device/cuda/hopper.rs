@@ -33,6 +33,17 @@ pub(crate) fn matrix(cuda: &Cuda, name: &str, pointer: u64, shape: (usize, usize
     Boxes::of_matrix(name, element(cuda), pointer, shape, (rows, wide(cuda)), Swizzle::Bytes128)
 }
 
+/// Boxes of `box_rows` x 32 of a matrix that streams past: weights and velocities in fp32, copies in bf16.
+pub(super) fn streamed(
+    name: &str,
+    element: MapElement,
+    pointer: u64,
+    shape: (usize, usize),
+    box_rows: usize,
+) -> Result<TensorMap> {
+    Boxes::of_matrix(name, element, pointer, shape, (box_rows, 32), Swizzle::of_32(element))
+}
+
 /// Activations for fp32-emulated, split into two planes of fp16: hi (rows, cols), then lo, and a factor a row.
 #[derive(Clone, Copy, Debug)]
 pub struct Planes {

@@ -4,6 +4,7 @@
 use super::{
     Cuda,
     epoch::Place,
+    hopper::streamed,
     hopper_linear::Input,
     log::Log,
     modules::{
@@ -55,10 +56,8 @@ pub fn defines(precision: Precision) -> Vec<(&'static str, u32)> {
     vec![("SLOTS", slots as u32), ("GROUPS", groups as u32), ("SHARED_BYTES", shared(precision) as u32)]
 }
 
-/// Boxes of 16 rows by 32 columns of what streams past.
 fn stream(name: &str, element: MapElement, tensor: &Tensor) -> Result<TensorMap> {
-    let swizzle = if element == MapElement::F32 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
-    Boxes::of_matrix(name, element, pointer(tensor)?, tensor.shape(), (OUTPUTS, 32), swizzle)
+    streamed(name, element, pointer(tensor)?, tensor.shape(), OUTPUTS)
 }
 
 /// What changes the weights on the way.

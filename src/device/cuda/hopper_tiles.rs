@@ -233,8 +233,8 @@ pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden
 
 /// The tiles of dx, from saved gates, and of dWf where the two run side by side, a block of each on a multiprocessor: at small
 /// batches dx waits (for the gates' derivative, for weights, for the other half of a sum) while dWf writes. Where the weight fits
-/// L2; else both wait for memory, and dWf's writes drive out what dx is to read. None where two blocks of dx would fit: they would
-/// gather on some multiprocessors.
+/// L2; else both wait for memory, and dWf's writes drive out what dx is to read. In TF32 from 16 MB of weights on: at 8 MB and less it
+/// was measured slower (kernels/HOPPER.md). None where two blocks of dx would fit: they would gather on some multiprocessors.
 pub fn beside(
     chip: Chip,
     precision: Precision,
@@ -242,8 +242,13 @@ pub fn beside(
     inputs: usize,
     hidden: usize,
 ) -> Option<(HopperTile, HopperTile)> {
-    let fits = 2 * hidden * inputs * element_bytes(precision) <= chip.l2_bytes;
-    if batch > 64 || !fits || !matches!(precision, Precision::Bf16 | Precision::Tf32) {
+    let bytes = 2 * hidden * inputs * element_bytes(precision);
+    let worth_it = match precision {
+        Precision::Bf16 => true,
+        Precision::Tf32 => bytes >= 16 << 20,
+        Precision::Fp32 | Precision::Fp32Emulated => false,
+    };
+    if batch > 64 || bytes > chip.l2_bytes || !worth_it {
         return None;
     }
     let dwf = HopperTile { stages: 2, ..tile(1, 128, 1, 2).with_boxes(6) };
@@ -265,6 +270,7 @@ pub(super) fn filled_by_two(tile: HopperTile) -> HopperTile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{measure::check::LARGE_SHAPES, swiglu::reference::Dims};
 
     const SHAPES: [(usize, usize, usize); 10] = [
         (1, 8, 8),
@@ -312,9 +318,12 @@ mod tests {
             }
         }
         assert!(found > 0);
+        let takes = |d: &Dims| beside(Chip::H200, Precision::Tf32, d.batch, d.inputs, d.hidden).is_some();
+        assert!(LARGE_SHAPES.iter().any(takes), "selftest has a shape that takes it");
         assert!(beside(Chip::H200, Precision::Bf16, 64, 2048, 2048).is_some());
         assert!(beside(Chip::H200, Precision::Bf16, 64, 4096, 4096).is_none(), "larger than L2");
         assert!(beside(Chip::H200, Precision::Tf32, 64, 2048, 2048).is_some());
+        assert!(beside(Chip::H200, Precision::Tf32, 64, 1024, 1024).is_none(), "8 MB");
         assert!(beside(Chip::H200, Precision::Bf16, 256, 2048, 2048).is_none());
     }
 

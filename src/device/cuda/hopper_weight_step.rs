@@ -4,7 +4,7 @@
 use super::{
     Cuda,
     context::Chip,
-    hopper::matrix,
+    hopper::{matrix, streamed},
     hopper_linear::Input,
     hopper_tiles::{self, HopperTile},
     lock,
@@ -13,7 +13,7 @@ use super::{
         Grid,
     },
     ops::{int, pointer},
-    tensor_map::{Boxes, MapElement, Swizzle},
+    tensor_map::MapElement,
 };
 use crate::{
     Result,
@@ -139,11 +139,7 @@ impl WeightStep {
     /// What the kernel is told of it.
     fn args(&self, cuda: &Cuda, tile: HopperTile) -> Result<Vec<Arg>> {
         let (rows, cols) = self.shape;
-        // Boxes of ROWS x 32 of a matrix that streams past.
-        let stream = |name, element, pointer| {
-            let swizzle = if element == MapElement::F32 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
-            Boxes::of_matrix(name, element, pointer, self.shape, (tile.rows(), 32), swizzle)
-        };
+        let stream = |name, element, pointer| streamed(name, element, pointer, self.shape, tile.rows());
         let value = stream("W", MapElement::F32, self.value)?;
         let copy = self.copy.map(|copy| stream("W in bf16", MapElement::Bf16, copy)).transpose()?;
         let head = [
@@ -166,11 +162,13 @@ impl Cuda {
     pub fn join_steps<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         *lock(&self.shared.held) = Held::Wanted;
         let outcome = work();
-        match std::mem::take(&mut *lock(&self.shared.held)) {
-            Held::Step(step) => self.launch_steps(None, step, None)?,
-            Held::Nothing | Held::Wanted => {}
+        // A step that was held when the work failed goes with it: the first error is what is told.
+        let held = self.take_held_step();
+        let outcome = outcome?;
+        if let Some(step) = held {
+            self.launch_steps(None, step, None)?;
         }
-        outcome
+        Ok(outcome)
     }
 
     /// Keeps a step for the stem's launch, where that is wanted.

@@ -57,6 +57,11 @@ pub enum Swizzle {
 }
 
 impl Swizzle {
+    /// That of boxes 32 elements wide, which their rows fill.
+    pub fn of_32(element: MapElement) -> Swizzle {
+        if element == MapElement::F32 { Swizzle::Bytes128 } else { Swizzle::Bytes64 }
+    }
+
     /// Bytes of a box's inner row at most; None when any number will do.
     fn span(self) -> Option<usize> {
         match self {

@@ -19,7 +19,7 @@ use crate::{
             hopper_tiles::{self, HopperTile},
             modules::Arg::{Map, Pointer},
             tensor_map::{Boxes, Fetched, MapElement, Swizzle, TensorMap},
-            tune,
+            tune::{self, Problem},
         },
     },
     tensor::{Param, Tensor},
@@ -137,14 +137,18 @@ pub fn backward_dx(
     const FILE: &str = "hopper_swiglu_backward_dx.cu";
     let Dims { batch, inputs, hidden } = dims;
     let (chip, precision, is_saved) = (cuda.chip(), cuda.precision(), saved.is_some());
-    let rule = hopper_tiles::backward_dx(chip, precision, batch, inputs, hidden, is_saved);
-    let others = || tune::hopper::backward_dx(chip, precision, (batch, inputs, hidden), is_saved, rule);
     let may_be_beside = next == Next::Dwf && is_saved && made.is_none();
     let beside = may_be_beside.then(|| hopper_tiles::beside(chip, precision, batch, inputs, hidden)).flatten();
-    let tile = match beside {
+    let rule = match beside {
         Some((dx, _)) => dx,
-        None => cuda.tile(trials::problem(cuda, FILE, dims, is_saved, false), rule, others, trials::backward_dx),
+        None => hopper_tiles::backward_dx(chip, precision, batch, inputs, hidden, is_saved),
     };
+    let others = || match beside {
+        Some(_) => Vec::new(),
+        None => tune::hopper::backward_dx(chip, precision, (batch, inputs, hidden), is_saved, rule),
+    };
+    let problem = Problem { beside: beside.is_some(), ..trials::problem(cuda, FILE, dims, is_saved, false) };
+    let tile = cuda.tile(problem, rule, others, trials::backward_dx);
     let (dgates, dx) = backward_outputs(cuda, NAME, dims, dx)?;
     let dgates = made.unwrap_or(dgates);
     let wf = cuda.expect_activation(NAME, "Wf", weight.operand())?;
@@ -246,12 +250,13 @@ pub fn backward_dwf(
         return cuda.weight_step(dgates, batch, input, weight, None, step);
     }
     let (chip, precision) = (cuda.chip(), cuda.precision());
-    let rule = hopper_tiles::dwf(chip, precision, batch, inputs, hidden);
-    let others = || tune::hopper::dwf(chip, precision, (batch, inputs, hidden), rule);
-    let tile = match beside {
-        Some(tile) => tile,
-        None => cuda.tile(trials::problem(cuda, FILE, dims, false, false), rule, others, trials::dwf),
+    let rule = beside.unwrap_or_else(|| hopper_tiles::dwf(chip, precision, batch, inputs, hidden));
+    let others = || match beside {
+        Some(_) => Vec::new(),
+        None => tune::hopper::dwf(chip, precision, (batch, inputs, hidden), rule),
     };
+    let problem = Problem { beside: beside.is_some(), ..trials::problem(cuda, FILE, dims, false, false) };
+    let tile = cuda.tile(problem, rule, others, trials::dwf);
     let k_tile = tile.k_tile(cuda.precision());
     let operand = match transposed {
         Some(transposed) => transposed.boxes(inputs, (k_tile, tile.cols))?,

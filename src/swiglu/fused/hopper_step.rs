@@ -82,7 +82,7 @@ fn gates_and_ups(name: &str, element: MapElement, tensor: &Tensor) -> Result<Ten
         dims: &[cols, rows / 2, 2],
         strides: &[row, rows / 2 * row],
         box_dims: &[32, UNITS, 2],
-        swizzle: if element == MapElement::F32 { Swizzle::Bytes128 } else { Swizzle::Bytes64 },
+        swizzle: Swizzle::of_32(element),
     }
     .encode()
 }

@@ -29,7 +29,7 @@ use crate::{
 pub(super) fn problem(cuda: &Cuda, file: &'static str, dims: Dims, gates: bool, update: bool) -> Problem {
     let Dims { batch, inputs, hidden } = dims;
     let aligned = cuda.is_aligned(inputs) && cuda.is_aligned(hidden);
-    Problem { file, precision: cuda.precision(), batch, inputs, hidden, gates, update, aligned }
+    Problem { file, precision: cuda.precision(), batch, inputs, hidden, gates, update, aligned, beside: false }
 }
 
 /// Random numbers that are repeated over and over: a prime number of them, so that no two rows of a matrix are alike.

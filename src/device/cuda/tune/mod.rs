@@ -46,6 +46,8 @@ pub struct Problem {
     pub update: bool,
     /// Rows are whole 16 bytes. Others take seconds to compile, and the rules decide.
     pub aligned: bool,
+    /// dx and dWf run side by side, on tiles that fit each other: the rules name one pair.
+    pub beside: bool,
 }
 
 impl Problem {
@@ -58,7 +60,8 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Problem { file, precision, batch, inputs, hidden, .. } = self;
         write!(f, "{} {} {batch}x{inputs}x{hidden}", file.trim_end_matches(".cu"), precision.name())?;
-        let words = [(self.gates, " gates"), (self.update, " update"), (!self.aligned, " unaligned")];
+        let words =
+            [(self.gates, " gates"), (self.update, " update"), (!self.aligned, " unaligned"), (self.beside, " beside")];
         words.iter().filter(|(is, _)| *is).try_for_each(|(_, word)| f.write_str(word))
     }
 }

@@ -15,9 +15,28 @@ pub(super) fn pick(times: &[Option<f64>]) -> usize {
     }
 }
 
+/// How far turns of one and the same launches may lie apart.
+const SCATTER: f64 = 1.15;
+
+/// Whether the GPU was ours alone while the rules' choice took its `turns`, the first of which warms up: they agree. With others
+/// on the GPU a turn lasts as long as theirs do, and the fastest candidate is the one that was lucky. Of one turn nothing is known.
+pub(super) fn is_quiet(turns: &[f64]) -> bool {
+    let warm = turns.get(1..).unwrap_or_default();
+    let (least, most) = warm.iter().fold((f64::INFINITY, 0.0_f64), |(least, most), &t| (least.min(t), most.max(t)));
+    most <= least * SCATTER
+}
+
 #[cfg(test)]
 mod tests {
-    use super::pick;
+    use super::{is_quiet, pick};
+
+    #[test]
+    fn turns_that_scatter_are_told_from_those_of_a_quiet_gpu_whatever_the_first_took() {
+        assert!(is_quiet(&[30.0, 10.0, 10.2, 11.4, 10.1]));
+        assert!(!is_quiet(&[10.0, 10.0, 10.2, 12.0, 10.1]));
+        assert!(!is_quiet(&[10.0, 23.0, 10.2]));
+        assert!(is_quiet(&[10.0, 23.0]) && is_quiet(&[10.0]) && is_quiet(&[]), "nothing to compare");
+    }
 
     #[test]
     fn the_fastest_wins_and_the_rules_choice_wins_ties_of_two_percent() {

@@ -15,6 +15,7 @@ const PROBLEM: Problem = Problem {
     gates: false,
     update: false,
     aligned: true,
+    beside: false,
 };
 
 fn names(names: &[&str]) -> Vec<String> {
@@ -95,6 +96,7 @@ fn another_gpu_driver_compiler_problem_or_list_of_candidates_is_another_entry() 
         Problem { gates: true, ..PROBLEM },
         Problem { update: true, ..PROBLEM },
         Problem { aligned: false, ..PROBLEM },
+        Problem { beside: true, ..PROBLEM },
     ];
     for problem in problems {
         assert_eq!(here.get(problem, &candidates), Found::Nothing, "{problem}");

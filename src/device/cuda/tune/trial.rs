@@ -7,7 +7,11 @@ use std::{
 
 use cudarc::driver::result;
 
-use super::{By, Met, Problem, chosen, pick::pick, store::Entry};
+use super::{
+    By, Met, Problem, chosen,
+    pick::{is_quiet, pick},
+    store::Entry,
+};
 use crate::{
     Error, Kind, Result,
     device::cuda::{
@@ -214,6 +218,7 @@ impl Cuda {
             graphs.push(Some(self.record(&log, || (0..launches).try_for_each(|_| trial.run()))?));
         }
         let mut best: Vec<Option<f64>> = vec![None; candidates.len()];
+        let mut of_rule = Vec::new();
         let timing = Instant::now();
         // The first turn warms up; it counts all the same, since only the best of all turns does.
         for round in 0..ROUNDS {
@@ -230,8 +235,17 @@ impl Cuda {
                     end.synchronize()?;
                     let time = end.since(&begin)? / launches as f64;
                     best[index] = Some(best[index].map_or(time, |best| best.min(time)));
+                    if index == 0 {
+                        of_rule.push(time);
+                    }
                 }
             }
+        }
+        if !is_quiet(&of_rule) {
+            let turns: Vec<String> = of_rule.iter().map(|ms| format!("{:.1}", ms * 1e3)).collect();
+            let message =
+                format!("the same launches took {} us in turn: something else uses the GPU", turns.join(", "));
+            return Err(Error::new(Kind::Device, message).hint("it is tuned at the next start"));
         }
         Ok(best)
     }
