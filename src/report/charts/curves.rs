@@ -3,6 +3,7 @@
 use super::{Chart, Picture, Section, joined, training};
 use crate::{
     measure::record::Training,
+    model::persistent::Steps,
     report::{
         axis::Axis,
         data::Data,
@@ -47,7 +48,7 @@ fn chart(data: &Data, name: String, trainings: &[&Training]) -> Chart {
     let curve = |xs: fn(&Training) -> Vec<f64>, index: usize, t: &Training| Series {
         points: xs(t).into_iter().zip(percent(t)).collect(),
         color: palette::series(super::series(&t.configuration.swiglu)),
-        mark: if t.epochs.len() > 30 { Mark::Line } else { Mark::Disc },
+        mark: mark(t, if t.epochs.len() > 30 { Mark::Line } else { Mark::Disc }),
         line: Some(width(index)),
     };
     let panel = |heading: &str, x: (&str, Axis), xs: fn(&Training) -> Vec<f64>| Panel {
@@ -83,11 +84,16 @@ fn chart(data: &Data, name: String, trainings: &[&Training]) -> Chart {
                 .iter()
                 .map(|t| {
                     let name = t.name();
-                    (name, palette::series(super::series(&t.configuration.swiglu)), Mark::Line)
+                    (name, palette::series(super::series(&t.configuration.swiglu)), mark(t, Mark::Line))
                 })
                 .collect(),
         }),
     }
+}
+
+/// Persistent steps have the colour of the same implementation by launches: dashes tell them apart.
+fn mark(training: &Training, by_launches: Mark) -> Mark {
+    if training.configuration.steps == Steps::Persistent { Mark::Dashes } else { by_launches }
 }
 
 fn epochs(training: &Training) -> Vec<f64> {
