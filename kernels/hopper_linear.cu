@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                   int inputs, int outputs) {
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(w), tma_prefetch(x);
-    Ring ring = start_ring(shared_address(shared));
+    Ring ring = start_ring(shared_address(shared) + RESULTS);
     const Place p = place();
     const u32 tiles_a = ((outputs + ROWS - 1) / ROWS + SHARE_B - 1) / SHARE_B, tiles_b = ((batch + COLS - 1) / COLS + SHARE_A - 1) / SHARE_A;
     const TilePlace at = tile_place(blockIdx.x / CLUSTER, tiles_a, tiles_b);

@@ -49,6 +49,7 @@ constexpr int A_BYTES = ROWS * (SPLIT_FP32 ? 256 : 128), B_BYTES = COLS * (SPLIT
 constexpr int RING_BYTES = RING_STAGES * STAGE_BYTES;
 constexpr int PART_BYTES = ROWS * COLS * 4 / SPLITS; // of sums, that a split sends another
 static_assert(RESULTS >= (SPLITS - 1) * PART_BYTES, "the other splits' sums land beside the ring");
+static_assert(RESULTS % 1024 == 0, "the ring begins on 1024 bytes");
 
 // Which block of its cluster this is.
 struct Place {
@@ -73,7 +74,7 @@ DEVICE u32 sharers_of_b(const Place &p) {
     return mask;
 }
 
-// The ring: stages in shared memory, then for each a barrier that says it is full and one that says it is empty. Behind them lie RESULTS bytes through which
+// The ring: stages in shared memory, then for each a barrier that says it is full and one that says it is empty. Before them lie RESULTS bytes through which
 // results pass, so that the loader can fill the ring for the next tile meanwhile.
 constexpr int BARRIER_BYTES = RING_STAGES * 16;
 struct Ring {
@@ -84,7 +85,7 @@ struct Ring {
     DEVICE u32 b() const { return a() + A_BYTES; }
     DEVICE u32 full(int at) const { return stages + RING_BYTES + at * 16; }
     DEVICE u32 empty(int at) const { return full(at) + 8; }
-    DEVICE u32 results() const { return full(RING_STAGES); }
+    DEVICE u32 results() const { return stages - RESULTS; }
     DEVICE void next() {
         if (++slot == RING_STAGES) slot = 0, parity ^= 1;
     }
@@ -436,11 +437,11 @@ constexpr int SHARE_COLS = COLS / SPLITS; // columns that a block finishes
 struct Nothing {
     DEVICE void operator()(int) const {}
 };
-template <int ROUNDS = 1, class Before, class Use, class After = Nothing>
-DEVICE void finish(const Sums &sums, const Ring &ring, const Place &p, const Before &before, const Use &use, const After &after = Nothing()) {
-    constexpr int SHARE = SHARE_COLS / 8, EACH = SHARE / ROUNDS;
-    static_assert(COLS % (8 * SPLITS) == 0 && SHARE % ROUNDS == 0, "every split finishes as many columns, every round as many");
-    float4 total[M_TILES][SHARE];
+constexpr int SHARE = SHARE_COLS / 8; // and eights of them
+typedef float4 Totals[M_TILES][SHARE];
+// The sums of all splits.
+DEVICE void add_up(Totals &total, const Sums &sums, const Ring &ring, const Place &p) {
+    static_assert(COLS % (8 * SPLITS) == 0, "every split finishes as many columns");
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -479,6 +480,13 @@ DEVICE void finish(const Sums &sums, const Ring &ring, const Place &p, const Bef
                 total[m][j] = t;
             }
     }
+}
+template <int ROUNDS = 1, class Before, class Use, class After = Nothing>
+DEVICE void finish(const Sums &sums, const Ring &ring, const Place &p, const Before &before, const Use &use, const After &after = Nothing()) {
+    constexpr int EACH = SHARE / ROUNDS;
+    static_assert(SHARE % ROUNDS == 0, "every round as many");
+    Totals total;
+    add_up(total, sums, ring, p);
 #pragma unroll
     for (int round = 0; round < ROUNDS; round++) {
         barrier_among(1, MULTIPLIERS); // everyone has read what results are now put over

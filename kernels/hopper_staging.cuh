@@ -2,6 +2,7 @@
 // rows of `WIDTH` elements, 16 bytes longer so that they start on other banks.
 #pragma once
 #include "hopper_product.cuh"
+#include "hopper_stream.cuh"
 
 template <class E, int WIDTH, int IMAGES = SHARE_COLS> struct Staging {
     static constexpr int PITCH = WIDTH * (int)sizeof(E) + 16;
@@ -63,3 +64,64 @@ DEVICE constexpr int images_at_once(int row_bytes) {
     while (images > 8 && images * row_bytes > RESULTS) images /= 2;
     return images;
 }
+
+// A box of results as the copy engine takes it: `IMAGES` rows of `WIDTH` elements, 64 or 128 bytes, whose 16-byte chunks are swizzled over those bytes.
+template <class E, int WIDTH, int IMAGES> struct Box {
+    static constexpr int ROW = WIDTH * (int)sizeof(E), BYTES = IMAGES * ROW;
+    static_assert((ROW == 64 || ROW == 128) && IMAGES % 16 == 0, "what is swizzled, and how many a store of matrices takes");
+    DEVICE static u32 chunk(u32 box, int image, int at) { return box + image * ROW + ((at ^ (ROW == 128 ? image & 7 : image >> 1 & 3)) << 4); }
+    // A warp's sums of elements `at` to `at` + 7 (of `element`, in fp32, the thread's), two a thread of each 8 images.
+    DEVICE static void put(u32 box, int at, int element, const float (&v)[IMAGES / 4]) {
+        const int lane = threadIdx.x & 31;
+        if constexpr (sizeof(E) == 2 && IMAGES % 32 == 0) {
+#pragma unroll
+            for (int j = 0; j < IMAGES / 4; j += 8)
+                asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(chunk(box, 4 * j + lane, at / 8)), "r"(pack_bf16(v[j], v[j + 1])),
+                             "r"(pack_bf16(v[j + 2], v[j + 3])), "r"(pack_bf16(v[j + 4], v[j + 5])), "r"(pack_bf16(v[j + 6], v[j + 7])) : "memory");
+        } else if constexpr (sizeof(E) == 2) {
+#pragma unroll
+            for (int j = 0; j < IMAGES / 4; j += 4)
+                asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(chunk(box, 4 * j + (lane & 15), at / 8)), "r"(pack_bf16(v[j], v[j + 1])),
+                             "r"(pack_bf16(v[j + 2], v[j + 3])) : "memory");
+        } else {
+#pragma unroll
+            for (int j = 0; j < IMAGES / 4; j += 2) {
+                const int image = 4 * j + lane % 4 * 2, word = (element & 3) * 4;
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(chunk(box, image, element / 4) + word), "f"(v[j]) : "memory");
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(chunk(box, image + 1, element / 4) + word), "f"(v[j + 1]) : "memory");
+            }
+        }
+    }
+};
+
+constexpr int OUTBOX = RESULTS / WARPGROUPS / 1024 * 1024; // bytes of a warpgroup's
+// The most images, a power of two from 16 to 128, of which it holds `row_bytes` twice. The host knows the same (HopperTile::sent).
+DEVICE constexpr int images_sent(int row_bytes) {
+    int images = SHARE_COLS < 128 ? SHARE_COLS : 128;
+    while (images > 16 && 2 * images * row_bytes > OUTBOX) images /= 2;
+    return images;
+}
+// A warpgroup's own way out: SLOTS places of BYTES beside the ring, used in turns, each sent by one thread when all 128 have written to it. No warpgroup waits
+// for another.
+template <int BYTES> struct Outbox {
+    static constexpr int SLOTS = OUTBOX / BYTES;
+    static_assert(SLOTS >= 2, "while one place is written, another is on its way");
+    u32 base;
+    int slot;
+    DEVICE Outbox(const Ring &ring) : base(ring.results() + threadIdx.x / 128 * OUTBOX), slot(0) {}
+    // `put(place)` by all, then `send(place)` by one.
+    template <class Put, class Send> DEVICE void pass(const Put &put, const Send &send) {
+        const u32 place = base + slot * BYTES;
+        put(place);
+        fence_shared(); // the copy engine reads what this thread wrote
+        const bool sends = threadIdx.x % 128 == 0;
+        if (sends) stores_read<SLOTS - 2>(); // what was in the next place is gone
+        barrier_among(4 + threadIdx.x / 128, 128);
+        if (sends) send(place), stores_commit();
+        if (++slot == SLOTS) slot = 0;
+    }
+    // Shared memory has been read.
+    DEVICE void leave() const {
+        if (threadIdx.x % 128 == 0) stores_read();
+    }
+};

@@ -9,7 +9,13 @@ DEVICE u64 stays() {
     return policy;
 }
 
-// A box from shared memory to the matrix; what lies outside is not written. Whoever wrote it there has called fence_shared() since.
+// A box from shared memory to the matrix, with L2's ordinary priority and with one of its own; what lies outside is not written. Whoever wrote it there has called fence_shared() since.
+DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(src), "r"(c0), "r"(c1) : "memory");
+}
+DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1, int c2) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map), "r"(src), "r"(c0), "r"(c1), "r"(c2) : "memory");
+}
 DEVICE void tma_store(const TensorMap &map, u32 src, int c0, int c1, u64 policy) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3}], [%1], %4;" ::"l"(&map), "r"(src), "r"(c0), "r"(c1), "l"(policy) : "memory");
 }

@@ -58,9 +58,9 @@ DEVICE void transpose(const float *x, float *out, int rows, int columns, u32 thr
 }
 
 // Counters that all blocks of the grid share: every block arrives when its part of a phase is written, and whoever reads the phase's results waits for all.
-// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA. One thread's release covers what the barrier told it of.
+// The threads that multiply call arrive(); what they wrote may then be read by ordinary loads and by TMA. One thread's release covers what the barrier told it of,
+// and the reader's fence, between its look at the counter and its copies, is all that the copy engine needs.
 DEVICE void grid_arrive(u32 *counter) {
-    fence_async(); // the copy engine will read what this thread wrote
     barrier_among(1, MULTIPLIERS);
     if (threadIdx.x == 0) {
         fence_chip();
@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                               const T *gates, const T *dz, T *dgates, u16 *planes, float *plane_scale, T *dx, u32 *state, const float *plain_x, float *x_t, int batch, int inputs, int hidden) {
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(wft), tma_prefetch(dgrad);
-    Ring ring = start_ring(shared_address(shared));
+    Ring ring = start_ring(shared_address(shared) + RESULTS);
     const Place p = place();
     const u32 clusters = gridDim.x / CLUSTER, cluster = blockIdx.x / CLUSTER;
     const u32 tiles_b = ((batch + COLS - 1) / COLS + SHARE_A - 1) / SHARE_A;
@@ -185,29 +185,48 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         wait_for_last();
         if (EARLY == 1) let_next_start();
 #if SAVED_GATES == 1 && PRECISION != 3
-        constexpr int N = Vec<T>::N, BATCH = 4; // vectors that a thread asks for before it writes any
-        const u32 across = hidden / N, count = batch * across, step = gridDim.x * MULTIPLIERS;
-        for (u32 first = blockIdx.x * MULTIPLIERS + threadIdx.x; first < count; first += BATCH * step) {
-            uint4 gv[BATCH], uv[BATCH], dv[BATCH];
+        // A few vectors of each of g, u and dz are asked for while as many others are worked on.
+        constexpr int N = Vec<T>::N, BATCH = MIN_BLOCKS > 1 ? 2 : 4;
+        const u32 across = hidden / N, step = gridDim.x * MULTIPLIERS, down = step / across, right = step % across;
+        u32 row = (blockIdx.x * MULTIPLIERS + threadIdx.x) / across, column = (blockIdx.x * MULTIPLIERS + threadIdx.x) % across;
+        struct Asked {
+            uint4 g[BATCH], u[BATCH], d[BATCH];
+            u64 at[BATCH];
+            bool there[BATCH];
+        };
+        const auto ask = [&](Asked &to) {
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
-                const u32 i = first + b * step;
-                if (i >= count) continue;
-                const T *saved = gates + offset(i / across, 2 * hidden) + i % across * N;
-                gv[b] = load16(saved), uv[b] = load16(saved + hidden), dv[b] = load16(dz + (u64)i * N);
+                to.there[b] = row < batch;
+                if (to.there[b]) {
+                    to.at[b] = offset(row, 2 * hidden) + column * N;
+                    to.g[b] = load16(gates + to.at[b]), to.u[b] = load16(gates + to.at[b] + hidden), to.d[b] = load16(dz + offset(row, hidden) + column * N);
+                }
+                row += down, column += right;
+                if (column >= across) column -= across, row++;
             }
+        };
+        const auto make = [&](const Asked &from) {
 #pragma unroll
             for (int b = 0; b < BATCH; b++) {
-                const u32 i = first + b * step;
-                if (i >= count) continue;
+                if (!from.there[b]) continue;
                 float g[N], u[N], d[N], dg[N], du[N];
-                unpack16(gv[b], g, T()), unpack16(uv[b], u, T()), unpack16(dv[b], d, T());
+                unpack16(from.g[b], g, T()), unpack16(from.u[b], u, T()), unpack16(from.d[b], d, T());
 #pragma unroll
                 for (int e = 0; e < N; e++) gate_backward(g[e], u[e], d[e], dg[e], du[e]);
-                T *out = dgates + offset(i / across, 2 * hidden) + i % across * N;
+                T *out = dgates + from.at[b];
                 *(uint4 *)out = pack16(dg, T());
                 *(uint4 *)(out + hidden) = pack16(du, T());
             }
+        };
+        Asked even, odd;
+        ask(even);
+        while (even.there[0]) {
+            ask(odd);
+            make(even);
+            if (!odd.there[0]) break;
+            ask(even);
+            make(odd);
         }
 #elif !SAVED_GATES
         for (u32 item = cluster; item < work_1; item += clusters) {
@@ -269,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             const auto write = [&](int k, float4 v) {
                 if (SAVED_GATES) *(float4 *)(dgates + at + k) = v;
             };
-            float *most = (float *)(shared + RING_BYTES + BARRIER_BYTES) + warp / 4 * 4; // results come later
+            float *most = (float *)shared + warp / 4 * 4; // results come later
             split_row<128>(load, write, planes + at, planes + offset(row + batch, 2 * hidden), plane_scale + split * batch + row, begin * K_TILE, min(end * K_TILE, 2 * hidden), 2 + warp / 4, most);
         }
         grid_arrive(state + 1);

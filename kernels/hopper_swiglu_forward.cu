@@ -1,7 +1,7 @@
 // z = silu(x Wg^T) * (x Wu^T) on Hopper        x (B, D), Wf = [Wg; Wu] (2H, D), z (B, H)
 //
 // Reads     x and Wf by TMA, through L2 once for each tile that needs them; from memory about once
-// Writes    z; and, when `gates` is given, [g | u] (B, 2H)
+// Writes    z; and, where `gates` is not 0, [g | u] (B, 2H)
 // Launches  1
 // Wins      over mma.sync everywhere on this chip; over a library product and a gate kernel by the launch and 6 B H elements of traffic
 // Loses     nowhere that was measured against swiglu_fused_forward.cu; it asks for H % 8 == 0 and rows of whole 16 bytes
@@ -11,20 +11,72 @@
 // same thread, and the gate needs no exchange.
 //
 // Maps: `wf` 4-D as above, box (128 bytes, 8, 2, ROWS / 16 / SHARE_A); `x` (B, D), box (128 bytes, COLS / SHARE_B); fp32-emulated: `x` is the split x,
-// (2B, D) fp16 with hi in the first B rows and lo in the rest, `scale` (B) what to multiply row b of the product by.
+// (2B, D) fp16 with hi in the first B rows and lo in the rest, `scale` (B) what to multiply row b of the product by; `to_z` z, box (WIDE, IMAGES), and
+// `to_gates` [g | u] as (2, B, H), box (WIDE, IMAGES, 2), which is looked at where `gates` is not 0: rows of 64 or 128 bytes, swizzled over as many.
+// Each warpgroup finishes its 32 units by itself: gates, a box in shared memory, the copy engine. Nobody waits for the other one.
+//
 // Grid: CLUSTER * ceil(H / (ROWS / 2) / SHARE_B) * ceil(B / COLS / SHARE_A) blocks of THREADS threads, clusters of CLUSTER; or fewer, which then
 // have several tiles each, the next one's operands on their way while one is finished.
 #include "hopper_staging.cuh"
 
 constexpr int UNITS = ROWS / 2;
-// Images whose g, u and z, or whose z alone, are on their way at once.
-constexpr int IMAGES = images_at_once(3 * Staging<T, UNITS, 1>::BYTES), ALONE = images_at_once(Staging<T, UNITS, 1>::BYTES);
+constexpr int WIDE = 32; // units of a warpgroup's tile
+// What goes to memory at once: so many images; z alone, or z, g and u.
+template <bool WITH_GATES> struct Sent {
+    static constexpr bool GATES = WITH_GATES;
+    static constexpr int ROW = (GATES ? 3 : 1) * WIDE * (int)sizeof(T), IMAGES = images_sent(ROW), BYTES = IMAGES * ROW;
+};
+
+// z of two images: v holds their g, then their u. In bf16 one reciprocal serves both, for the special functions are what an epilogue takes longest for: 1 / a and
+// 1 / b are b and a times 1 / (a b), which is finite where a sigmoid is taken for at least 2^-57.
+DEVICE void gate_pair(float4 v, float &first, float &second) {
+    if (PRECISION == 2) {
+        const float a = 1.f + exponential(fminf(-v.x, 40.f)), b = 1.f + exponential(fminf(-v.y, 40.f));
+        float r;
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a * b));
+        first = v.x * (r * b) * v.z, second = v.y * (r * a) * v.w;
+    } else {
+        first = gate_forward(v.x, v.z), second = gate_forward(v.y, v.w);
+    }
+}
+
+// A tile's sums through the gate and on their way.
+template <class Sent> DEVICE void send_tile(Outbox<Sent::BYTES> &outbox, const Totals &total, const TensorMap &to_z, const TensorMap &to_gates, const float *scale, int first_unit, int first_image, int batch) {
+    constexpr int IMAGES = Sent::IMAGES, EIGHTS = IMAGES / 8;
+    using B = Box<T, WIDE, IMAGES>;
+    const int warp = threadIdx.x / 32, at = (warp & 3) * 8, element = at + (threadIdx.x & 31) / 4; // of a box's units
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+        for (int box = 0; box < SHARE_COLS / IMAGES; box++) {
+            const int image0 = first_image + box * IMAGES, unit0 = first_unit + (warp / 4 * M_TILES + m) * WIDE;
+            outbox.pass([&](u32 place) {
+                float z[2 * EIGHTS], g[2 * EIGHTS], u[2 * EIGHTS];
+#pragma unroll
+                for (int j = 0; j < EIGHTS; j++) {
+                    float4 v = total[m][box * EIGHTS + j];
+                    if (SPLIT_FP32) {
+                        const int image = image0 + 8 * j + (threadIdx.x & 3) * 2;
+                        const float s0 = scale[min(image, batch - 1)], s1 = scale[min(image + 1, batch - 1)];
+                        v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
+                    }
+                    g[2 * j] = v.x, g[2 * j + 1] = v.y, u[2 * j] = v.z, u[2 * j + 1] = v.w;
+                    gate_pair(v, z[2 * j], z[2 * j + 1]);
+                }
+                B::put(place, at, element, z);
+                if (Sent::GATES) B::put(place + B::BYTES, at, element, g), B::put(place + 2 * B::BYTES, at, element, u);
+            }, [&](u32 place) {
+                tma_store(to_z, place, unit0, image0);
+                if (Sent::GATES) tma_store(to_gates, place + B::BYTES, unit0, image0, 0);
+            });
+        }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    hopper_swiglu_forward(const __grid_constant__ TensorMap wf, const __grid_constant__ TensorMap x, const float *scale, T *z, T *gates, int batch, int inputs, int hidden) {
+    hopper_swiglu_forward(const __grid_constant__ TensorMap wf, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap to_z, const __grid_constant__ TensorMap to_gates, const float *scale, int gates, int batch, int inputs, int hidden) {
     extern __shared__ __align__(1024) u8 shared[];
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(wf), tma_prefetch(x);
-    Ring ring = start_ring(shared_address(shared));
+    Ring ring = start_ring(shared_address(shared) + RESULTS);
     const Place p = place();
     const u32 tiles_a = ((hidden + UNITS - 1) / UNITS + SHARE_B - 1) / SHARE_B, tiles_b = ((batch + COLS - 1) / COLS + SHARE_A - 1) / SHARE_A;
     const u32 work = tiles_a * tiles_b, cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
@@ -77,10 +129,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         }
     } else {
         become_multiplier();
-        const int warp = threadIdx.x / 32;
-        const Staging<T, UNITS, IMAGES> to_g{ring.results()}, to_u{to_g.base + to_g.BYTES}, to_z{to_u.base + to_u.BYTES};
-        const Staging<T, UNITS, ALONE> alone{gates ? to_z.base : ring.results()};
-        const int mask = (gates ? IMAGES : ALONE) / 8 - 1;
+        Outbox<Sent<true>::BYTES> with_gates(ring);
+        Outbox<Sent<false>::BYTES> alone(ring);
         Sums sums;
         for (u32 item = cluster; item < work; item += clusters) {
             const TilePlace at = place_of(item);
@@ -88,26 +138,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             if (item + clusters >= work) let_next_start();
             wait_for_last();
             // From here on the loader fills the ring for the next tile.
-            const int first_image = at.b + p.split * SHARE_COLS;
-            const auto gate = [&](int m, int j, float4 v) {
-                const int unit = (warp / 4 * M_TILES + m) * 32 + (warp & 3) * 8, staged = j & mask;
-                if (SPLIT_FP32) {
-                    const int image = first_image + 8 * j + (threadIdx.x & 3) * 2;
-                    const float s0 = scale[min(image, batch - 1)], s1 = scale[min(image + 1, batch - 1)];
-                    v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
-                }
-                if (gates) to_g.put(unit, staged, v.x, v.y), to_u.put(unit, staged, v.z, v.w);
-                alone.put(unit, staged, gate_forward(v.x, v.z), gate_forward(v.y, v.w));
-            };
-            const auto write = [&](int round) {
-                const int image = first_image + round * IMAGES;
-                to_g.write(gates, image, batch, at.a, hidden, 2 * hidden);
-                to_u.write(gates + hidden, image, batch, at.a, hidden, 2 * hidden);
-                to_z.write(z, image, batch, at.a, hidden, hidden);
-            };
-            if (gates) finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), gate, write);
-            else finish<SHARE_COLS / ALONE>(sums, ring, p, Nothing(), gate, [&](int round) { alone.write(z, first_image + round * ALONE, batch, at.a, hidden, hidden); });
+            Totals total;
+            add_up(total, sums, ring, p);
+            if (SPLITS > 1) barrier_among(1, MULTIPLIERS); // everyone has read what results are now put over
+            const int first_unit = at.a, first_image = at.b + p.split * SHARE_COLS;
+            if (gates) send_tile<Sent<true>>(with_gates, total, to_z, to_gates, scale, first_unit, first_image, batch);
+            else send_tile<Sent<false>>(alone, total, to_z, to_gates, scale, first_unit, first_image, batch);
+            if (SPLITS > 1) {
+                alone.leave();
+                cluster_arrive();
+            }
         }
+        alone.leave();
     }
     end_ring();
 }

@@ -76,13 +76,24 @@ impl HopperTile {
         HopperTile { stages: (room / self.stage(precision)).clamp(2, 16), ..self }
     }
 
-    /// The same with room for results: for what the other splits send, and for g, u and z of the block's images, or of as many
-    /// as [`STAGED`] bytes hold.
+    /// The same with room for results, in whole kilobytes: for what the other splits send, and for g, u and z of the block's
+    /// images, or of as many as [`STAGED`] bytes hold.
     pub(super) fn with_results(self, precision: Precision) -> HopperTile {
         let element = if precision == Precision::Bf16 { 2 } else { 4 };
         let staged = 3 * self.cols / self.splits * (self.rows() / 2 * element + 16);
         let sent = self.rows() * self.cols * 4 / self.splits * (self.splits - 1);
-        HopperTile { results: sent.max(staged.min(STAGED)), ..self }
+        HopperTile { results: sent.max(staged.min(STAGED)).next_multiple_of(1024), ..self }
+    }
+
+    /// Images of which the forward sends results to memory at once, z alone or z, g and u: hopper_staging.cuh counts the same.
+    pub(crate) fn sent(&self, precision: Precision, gates: bool) -> usize {
+        let row = if gates { 3 } else { 1 } * WIDE * element_bytes(precision);
+        let room = self.results / self.warpgroups / 1024 * 1024;
+        let mut images = (self.cols / self.splits).min(128);
+        while images > 16 && 2 * images * row > room {
+            images /= 2;
+        }
+        images
     }
 
     /// The same with room for as many boxes of dWf's results for each warpgroup.
@@ -109,8 +120,11 @@ impl HopperTile {
 /// Bytes of shared memory that the blocks of a multiprocessor have together.
 const SHARED: usize = 227 << 10;
 
-/// Bytes beside the ring for results on their way to memory: in bf16 those of 64 images of a tile of 128 rows.
-const STAGED: usize = 27_648;
+/// Bytes beside the ring for results on their way to memory: in bf16 z of a tile of 128 x 256.
+const STAGED: usize = 32_768;
+
+/// Hidden units of 64 rows of the weight: a warpgroup sends results of so many.
+pub(crate) const WIDE: usize = 32;
 
 pub(super) const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> HopperTile {
     HopperTile { warpgroups, m_tiles: 1, cols, stages: 0, splits, share_a: 1, share_b: 1, blocks, results: 0 }

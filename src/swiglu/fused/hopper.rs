@@ -17,7 +17,7 @@ use crate::{
             hopper::{Planes, activations, configuration, element, grid, matrix, room_for_transposed, wide},
             hopper_linear::Input,
             hopper_tiles::{self, HopperTile},
-            modules::Arg::{Map, Pointer},
+            modules::Arg::{Int, Map, Pointer},
             tensor_map::{Boxes, Fetched, MapElement, Swizzle, TensorMap},
             tune::{self, Problem},
         },
@@ -47,6 +47,29 @@ fn gate_up(cuda: &Cuda, dims: Dims, pointer: u64, tile: HopperTile) -> Result<Te
         swizzle: Swizzle::Bytes128,
     }
     .encode()
+}
+
+/// z (B, H), and [g | u] (B, 2H) as (2, B, H), in the boxes that the forward sends; without gates the second is not looked at.
+fn results(cuda: &Cuda, dims: Dims, (z, gates): (u64, u64), tile: HopperTile) -> Result<[TensorMap; 2]> {
+    let (row, wide) = (dims.hidden * cuda.element().bytes(), hopper_tiles::WIDE);
+    let images = tile.sent(cuda.precision(), gates != 0);
+    // Tensor cores round what they read; results are as they are.
+    let element = if cuda.precision() == Precision::Bf16 { MapElement::Bf16 } else { MapElement::F32 };
+    let swizzle = if element == MapElement::Bf16 { Swizzle::Bytes64 } else { Swizzle::Bytes128 };
+    let z = Boxes::of_matrix("z", element, z, (dims.batch, dims.hidden), (images, wide), swizzle)?;
+    if gates == 0 {
+        return Ok([z, z]);
+    }
+    let gates = Boxes {
+        name: "[g | u]",
+        element,
+        pointer: gates,
+        dims: &[dims.hidden, dims.batch, 2],
+        strides: &[2 * row, row],
+        box_dims: &[wide, images, 2],
+        swizzle,
+    };
+    Ok([z, gates.encode()?])
 }
 
 /// The define for how much of Wf (2H, D) its readers ask L2 to keep, where each line is read once.
@@ -86,12 +109,14 @@ pub fn forward(
         planes.fill(cuda, x, (batch, inputs))?;
     }
     let (operand, down) = activations(cuda, "x", x, planes, (batch, inputs), tile.cols / tile.share_b)?;
+    let [to_z, to_gates] = results(cuda, dims, (cuda.expect_activation(NAME, "z", z)?, gates), tile)?;
     let args = [
         Map(gate_up(cuda, dims, wf, tile)?),
         Map(operand),
+        Map(to_z),
+        Map(to_gates),
         Pointer(down),
-        Pointer(cuda.expect_activation(NAME, "z", z)?),
-        Pointer(gates),
+        Int(i32::from(gates != 0)),
     ];
     let clusters =
         hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
