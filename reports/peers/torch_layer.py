@@ -23,7 +23,15 @@ import common
 ROUNDS = 3  # turns that each peer gets, so that what else the machine does hits all of them alike
 
 
-def device_sampler(torch, call, calls=10, replays=3, samples=5):
+def within(sample, at_least=4, at_most=40, seconds=0.07):
+    """The samples of a turn, as many as our own cases take: a chip that is busy for longer gets hot and clocks lower."""
+    begin, found = time.perf_counter(), []
+    while len(found) < at_least or (len(found) < at_most and time.perf_counter() - begin < seconds):
+        found.append(sample())
+    return found
+
+
+def device_sampler(torch, call, calls=10, replays=3):
     """Makes a function that gives milliseconds of a call on the GPU, without what a launch costs the host."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -48,12 +56,12 @@ def device_sampler(torch, call, calls=10, replays=3, samples=5):
 
     def turn():
         one()  # the first replays after another peer's turn warm up
-        return [one() for _ in range(samples)]
+        return within(one)
 
     return turn
 
 
-def wall_sampler(call, at_least=4, at_most=40, seconds=0.07):
+def wall_sampler(call):
     """Makes a function that gives milliseconds of a call on the CPU."""
     def once(repeat):
         begin = time.perf_counter()
@@ -65,10 +73,7 @@ def wall_sampler(call, at_least=4, at_most=40, seconds=0.07):
 
     def turn():
         once(1)
-        begin, found = time.perf_counter(), []
-        while len(found) < at_least or (len(found) < at_most and time.perf_counter() - begin < seconds):
-            found.append(once(repeat))
-        return found
+        return within(lambda: once(repeat))
 
     return turn
 
