@@ -16,6 +16,7 @@
 //                hi hi + hi lo + lo hi on the tensor cores. For A, s belongs to a row and a stage (64 elements); for B to a whole row of the batch.
 //                Tensor cores truncate when they add; so a stage's 64 products start from zero, and ordinary fp32 adds the stages, times 2^-s.
 #pragma once
+#include "hopper_fp16.cuh"
 #include "hopper_tma.cuh"
 #include "hopper_wgmma.cuh"
 
@@ -204,24 +205,6 @@ template <bool IN_TURNS = PRECISION == 1> DEVICE int row_of_sums(int half) {
     return (warp >> 1) * 32 + (((warp & 1) * 2 + half) ^ (row >> 2) * 5) * 4 + (row & 3);
 }
 DEVICE float load_shared_float(u32 address) { return __uint_as_float(load_shared(address)); }
-// Two fp16 in one register, the first in the low half.
-DEVICE u32 pack_fp16(float first, float second) {
-    u32 out;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
-    return out;
-}
-DEVICE void unpack_fp16(u32 v, float &first, float &second) {
-    asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}" : "=f"(first), "=f"(second) : "r"(v));
-}
-
-// The power of two that brings numbers up to `largest` into fp16 (it becomes 2^14 to 2^15; what is below 2^-112 stays small), and the one back.
-struct Scale {
-    float up, down;
-};
-DEVICE Scale scale_of(float largest) {
-    const u32 exponent = max(__float_as_uint(largest) >> 23, 15u);
-    return Scale{__uint_as_float((268u - exponent) << 23), __uint_as_float((exponent - 14u) << 23)};
-}
 
 // 64 rows of A of one stage, split: a warp's fragments of hi and lo, and the factors of the thread's two rows.
 struct SplitRows {

@@ -13,6 +13,7 @@ use std::{
 
 use mnist_swiglu::{
     Kind,
+    data::PIXELS,
     device::{
         Precision,
         cuda::{
@@ -170,9 +171,9 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                         let others = tune::hopper::dwf(chip, precision, shape, rule);
                         [vec![rule], others].concat().iter().for_each(|tile| add(precision, tile.defines()));
                     }
-                    "hopper_linear.cu" => add(precision, linear(chip, precision, batch, 784, d).defines()),
+                    "hopper_linear.cu" => add(precision, linear(chip, precision, batch, PIXELS, d).defines()),
                     "hopper_weight_step.cu" => {
-                        let (stem, layer) = ((d, 784), (2 * d, d));
+                        let (stem, layer) = ((d, PIXELS), (2 * d, d));
                         for weights in [&[stem][..], &[layer], &[layer, stem]] {
                             add(precision, StepTile::choose(chip, precision, batch, weights).defines());
                         }
@@ -187,6 +188,10 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                         add(precision, StepShape::fitting(chip, precision, d, d).defines());
                     }
                     "hopper_stem_step.cu" => add(precision, hopper_stem::defines(precision)),
+                    "hopper_epoch.cu" => {
+                        add(precision, Vec::new());
+                        add(precision, vec![("AS_BYTES", 1)]);
+                    }
                     _ => add(precision, Vec::new()),
                 }
             }

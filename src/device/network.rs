@@ -80,7 +80,7 @@ impl Device {
     pub fn stem(&self, batch: &Batch, (w, b): (&mut Param, &mut Param), y: &mut Tensor) -> Result<()> {
         let (outputs, inputs) = w.value.shape();
         match self {
-            Device::Cuda(cuda) if cuda.passes_stem_once(batch.x.rows(), inputs, outputs) && batch.place.is_some() => {
+            Device::Cuda(cuda) if cuda.passes_stem_once_at(batch.place, batch.x.rows(), inputs, outputs) => {
                 y.expect("stem", "y", batch.x.rows(), outputs)?;
                 cuda.stem_first(batch.place.unwrap_or_default(), (w, b), y)
             }
@@ -124,7 +124,7 @@ impl Device {
                 self.sgd(step, b).map(|()| false)
             }
             (Device::Cuda(cuda), Some(step))
-                if cuda.passes_stem_once(batch.x.rows(), inputs, outputs) && batch.place.is_some() =>
+                if cuda.passes_stem_once_at(batch.place, batch.x.rows(), inputs, outputs) =>
             {
                 dy.expect("stem backward", "dy", batch.x.rows(), outputs)?;
                 let place = batch.place.unwrap_or_default();

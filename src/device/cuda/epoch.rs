@@ -6,6 +6,7 @@ use super::{
     context::Memory,
     hopper::{Planes, Transposed},
     hopper_linear::Input,
+    hopper_stem::reads_bytes,
     log::Log,
     modules::{
         Arg::{Float, Int, Pointer},
@@ -40,8 +41,10 @@ impl Place {
 pub struct Epoch {
     images: usize,
     batch: usize,
-    /// (N, 784) of the precision's elements, or two planes of fp16.
+    /// (N, 784) of the precision's elements, or two planes of fp16, or bytes.
     x: Memory,
+    /// Whether the pixels are bytes, as they came: for [`Cuda::passes_stem_once`].
+    is_bytes: bool,
     /// x^T (784, pitch), for TF32: [`Transposed`].
     transposed: Option<Memory>,
     /// A factor for each row of a batch, for planes: all the same, since all pixels have one range.
@@ -59,9 +62,11 @@ impl Epoch {
     /// When there is no memory for them.
     pub fn new(cuda: &Cuda, (images, batch): (usize, usize), width: usize) -> Result<Epoch> {
         let context = cuda.context();
+        let once = cuda.passes_stem_once(batch, PIXELS, width);
+        let is_bytes = once && reads_bytes(cuda.precision());
         // Two planes of fp16 take as much as fp32.
-        let x = context.allocate(images * PIXELS * cuda.element().bytes())?;
-        let only = |precision, bytes| match cuda.precision() == precision {
+        let x = context.allocate(images * PIXELS * if is_bytes { 1 } else { cuda.element().bytes() })?;
+        let only = |precision, bytes| match cuda.precision() == precision && !once {
             true => context.allocate(bytes).map(Some),
             false => Ok(None),
         };
@@ -69,18 +74,24 @@ impl Epoch {
             images,
             batch,
             x,
-            // Small batches multiply without it.
-            transposed: if cuda.passes_stem_once(batch, PIXELS, width) {
-                None
-            } else {
-                only(Precision::Tf32, PIXELS * Transposed::of_epoch(0, images, batch).pitch() * 4)?
-            },
+            is_bytes,
+            transposed: only(Precision::Tf32, PIXELS * Transposed::of_epoch(0, images, batch).pitch() * 4)?,
             factors: only(Precision::Fp32Emulated, batch * 4)?,
             labels: context.allocate(images)?,
         })
     }
 
-    /// Images of the epoch from `place` on, as an operand.
+    /// Whether its pixels are bytes, as they came.
+    pub(super) fn is_bytes(&self) -> bool {
+        self.is_bytes
+    }
+
+    /// Where its pixels are, and how many images they are of.
+    pub(super) fn pixels(&self) -> (u64, usize) {
+        (self.x.pointer(), self.images)
+    }
+
+    /// Images of the epoch from `place` on, as an operand; not of bytes.
     pub(super) fn input(&self, place: Place) -> Input {
         let planes = self.factors.as_ref().map(|factors| Planes { hi: self.x.pointer(), down: factors.pointer() });
         let of_epoch = |memory: &Memory| Transposed::of_epoch(memory.pointer(), self.images, self.batch);
@@ -125,7 +136,8 @@ impl Cuda {
             Float(LARGEST),
         ];
         let grid = Grid::new(epoch.images.div_ceil(32) * PIXELS.div_ceil(32), 256, 0);
-        let configuration = self.configuration("hopper_epoch.cu", true, &[]);
+        let as_bytes: &[_] = if epoch.is_bytes { &[("AS_BYTES", 1)] } else { &[] };
+        let configuration = self.configuration("hopper_epoch.cu", true, as_bytes);
         // SAFETY: the arguments are the kernel's; the order is a permutation of the images, of which there are enough.
         unsafe { self.launch(&configuration, "hopper_epoch", grid, &args) }
     }

@@ -3,9 +3,8 @@
 
 use super::{
     Cuda,
-    epoch::Place,
+    epoch::{Epoch, Place},
     hopper::streamed,
-    hopper_linear::Input,
     log::Log,
     modules::{
         Arg::{Float, Int, Map, Pointer},
@@ -16,6 +15,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    data::{PIXEL_SCALE, PIXEL_SHIFT},
     device::{Precision, SgdStep},
     tensor::{Param, Tensor},
 };
@@ -32,22 +32,23 @@ pub(crate) fn narrowest(precision: Precision) -> usize {
     if precision == Precision::Fp32Emulated { 2048 } else { 1024 }
 }
 
-/// The slots of images that pass through shared memory, as many as there is room for, and the groups of four warps that take them, as many
-/// as there are registers for.
+/// Whether the images are bytes, and not of the precision's elements: see the kernel's head.
+pub(super) fn reads_bytes(precision: Precision) -> bool {
+    precision != Precision::Bf16
+}
+
+/// The slots of images that pass through shared memory, as many as there is room for, and the groups of four warps that take them.
 fn slots_and_groups(precision: Precision) -> (usize, usize) {
-    match precision {
-        Precision::Bf16 => (5, 2),
-        Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (3, 2),
-    }
+    (if reads_bytes(precision) { CHUNKS } else { 5 }, 2)
 }
 
 fn shared(precision: Precision) -> usize {
-    let (state, images, pitch) = match precision {
-        Precision::Bf16 => (10, 128, OUTPUTS * 2 + 16),
-        Precision::Fp32 | Precision::Tf32 | Precision::Fp32Emulated => (8, 256, OUTPUTS * 4 + 32),
-    };
+    let (state, image, element) = if reads_bytes(precision) { (8, COLUMNS, 4) } else { (10, 2 * COLUMNS, 2) };
     let (slots, _) = slots_and_groups(precision);
-    CHUNKS * (OUTPUTS * COLUMNS * state + 24) + slots * 2 * IMAGES * images + IMAGES * pitch + OUTPUTS * 4
+    CHUNKS * (OUTPUTS * COLUMNS * state + 24)
+        + slots * 2 * IMAGES * image
+        + IMAGES * (OUTPUTS * element + 16)
+        + OUTPUTS * 4
 }
 
 /// The kernel's defines.
@@ -72,8 +73,24 @@ impl Cuda {
     /// Whether a stem of this shape takes its steps, and makes its outputs, in one pass over its weights: in captured steps whose
     /// epoch is laid out. All steps of such a training do, so that numbers do not depend on which steps share a graph.
     pub(crate) fn passes_stem_once(&self, batch: usize, inputs: usize, outputs: usize) -> bool {
-        let fits = batch <= IMAGES && inputs <= CHUNKS * COLUMNS;
+        let fits = batch <= IMAGES && inputs <= CHUNKS * COLUMNS && inputs.is_multiple_of(16);
         self.takes_linear(inputs, outputs) && fits && outputs >= narrowest(self.precision())
+    }
+
+    /// Whether this step does, whose images are at `place`: its epoch was laid out for whole batches, and only those of a training in
+    /// small ones are laid out for it.
+    pub(crate) fn passes_stem_once_at(
+        &self,
+        place: Option<Place>,
+        batch: usize,
+        inputs: usize,
+        outputs: usize,
+    ) -> bool {
+        let laid_out = || {
+            let log = self.recording();
+            log.as_deref().and_then(Log::epoch).is_some_and(|epoch| epoch.is_bytes() == reads_bytes(self.precision()))
+        };
+        place.is_some() && self.passes_stem_once(batch, inputs, outputs) && (self.is_planning() || laid_out())
     }
 
     /// y = x W^T + b: (B, K) @ (K, N) + (N) -> (B, N), of the images at `place` of the epoch.
@@ -107,17 +124,12 @@ impl Cuda {
     ) -> Result<()> {
         const NAME: &str = "hopper_stem_step";
         let (outputs, inputs) = weight.value.shape();
-        let input = self.epoch_input(inputs)?;
-        let (element, wide) = match self.precision() {
-            Precision::Bf16 => (MapElement::Bf16, 64),
-            Precision::Tf32 => (MapElement::Tf32, 32),
-            Precision::Fp32Emulated => (MapElement::F16, 64),
-            Precision::Fp32 => return Err(Error::shape("stem step: fp32 is not for tensor cores")),
+        let (images, count) = self.epoch_pixels()?;
+        let (element, swizzle) = match reads_bytes(self.precision()) {
+            true => (MapElement::U8, Swizzle::Bytes64),
+            false => (MapElement::Bf16, Swizzle::Bytes128),
         };
-        let (rows, planes) = (input.shape.0, if input.planes.is_some() { 2 } else { 1 });
-        let images = input.planes.map_or(input.x, |planes| planes.hi);
-        let shape = (planes * rows, inputs);
-        let images = Boxes::of_matrix("images", element, images, shape, (IMAGES, wide), Swizzle::Bytes128)?;
+        let images = Boxes::of_matrix("images", element, images, (count, inputs), (IMAGES, COLUMNS), swizzle)?;
         let velocity = stream("velocity", MapElement::F32, self.velocity_of(weight)?)?;
         let value = stream("W", MapElement::F32, &weight.value)?;
         let copy = weight.copy.as_ref().map(|copy| stream("W in bf16", MapElement::Bf16, copy)).transpose()?;
@@ -147,17 +159,10 @@ impl Cuda {
             Some(log) if moves => log.step_pointer(),
             Some(_) | None => 0,
         };
-        let head = [
-            Map(value),
-            Map(velocity),
-            Map(copy.unwrap_or(value)),
-            Map(images),
-            Pointer(input.factors()),
-            Pointer(dy),
-            Pointer(y),
-        ];
-        let sizes = [int(rows)?, int(last_batch)?, int(batch)?, int(inputs)?, int(outputs)?].map(Int);
-        let args = [&head[..], &biases, &sgd, &[Pointer(step), Int(first), Int(next)], &sizes].concat();
+        let head = [Map(value), Map(velocity), Map(copy.unwrap_or(value)), Map(images), Pointer(dy), Pointer(y)];
+        let sizes = [int(last_batch)?, int(batch)?, int(inputs)?, int(outputs)?].map(Int);
+        let pixel = [Float(PIXEL_SCALE), Float(PIXEL_SHIFT)];
+        let args = [&head[..], &biases, &sgd, &[Pointer(step), Int(first), Int(next)], &pixel, &sizes].concat();
         let configuration = self.configuration(FILE, true, &defines(self.precision()));
         let (_, groups) = slots_and_groups(self.precision());
         let threads = groups * 128 + 64;
@@ -166,13 +171,13 @@ impl Cuda {
         unsafe { self.launch(&configuration, NAME, grid, &args) }
     }
 
-    /// The images of the epoch that the log of this step holds; while planning, which reads nothing, none.
-    fn epoch_input(&self, inputs: usize) -> Result<Input> {
+    /// Where the pixels are of the epoch that the log of this step holds, (N, K), and N; while planning, which reads nothing, none.
+    fn epoch_pixels(&self) -> Result<(u64, usize)> {
         if self.is_planning() {
-            return Ok(Input { x: 16, shape: (1, inputs), transposed: None, planes: None, place: Place::default() });
+            return Ok((16, 1));
         }
         let log = self.recording();
         let epoch = log.as_deref().and_then(Log::epoch);
-        epoch.map(|epoch| epoch.input(Place::default())).ok_or_else(|| Error::shape("stem: no epoch is laid out"))
+        epoch.map(Epoch::pixels).ok_or_else(|| Error::shape("stem step: no epoch is laid out"))
     }
 }

@@ -13,6 +13,8 @@ use crate::{Error, Kind, Result};
 /// The elements that are copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapElement {
+    /// Bytes.
+    U8,
     /// bf16.
     Bf16,
     /// f16.
@@ -27,6 +29,7 @@ impl MapElement {
     /// Bytes of one.
     pub fn bytes(self) -> usize {
         match self {
+            MapElement::U8 => 1,
             MapElement::Bf16 | MapElement::F16 => 2,
             MapElement::F32 | MapElement::Tf32 => 4,
         }
@@ -35,6 +38,7 @@ impl MapElement {
     fn code(self) -> sys::CUtensorMapDataType {
         use sys::CUtensorMapDataType as Code;
         match self {
+            MapElement::U8 => Code::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             MapElement::Bf16 => Code::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             MapElement::F16 => Code::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             MapElement::F32 => Code::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
