@@ -8,8 +8,12 @@
 // Wins      over an elementwise kernel and a product by the launch between them
 // Loses     4 B D H FLOP where gates are made again: worth it for small D only
 //
-// fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, which works the derivative out twice, first
-// for the largest element; else in a phase between, when [dg | du] is whole.
+// fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, from registers; else in a phase between, when
+// [dg | du] is whole. With saved gates and COLS 64 a row's parts of PART stages have scales of their own, so that each warpgroup of the chip has a part to
+// split, and phase 2 scales the sums of each part before it adds them up. PART 0: a part is what a block sums.
+//
+// ADDENDS 2: two clusters have halves of K of a tile, and memory adds their sums to the zeros that phase 1 writes into dx: 0 + a + b is one number in either
+// order. So K is split in four without clusters of four, of which an H100 does not hold enough at once. Memory takes sums below 2^-126 for zeros.
 //
 // EARLY 1: the next kernel may start beside this one, not at its end: where that is the head's step (head_joined.cu), which needs little room and no result.
 // EARLY 2: it may start once [dg | du] stands: it is hopper_swiglu_dwf.cu with BESIDE, which writes while this one reads and waits. A block lets it start when
@@ -18,7 +22,7 @@
 // TF32's dWf reads x transposed. Where `x_t` is given, the three warps beside the one that loads make it, while the others multiply.
 //
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
-// `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
+// `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (parts, B).
 // `state`: three u32, zero before and after. Grid: a multiple of CLUSTER, at most what runs at once.
 #include "hopper_split.cuh"
 #include "hopper_staging.cuh"
@@ -39,8 +43,8 @@ constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #ifndef PART
 #define PART 0
 #endif
-static_assert(ADDENDS == 1 || (ADDENDS == 2 && sizeof(T) == 4 && SAVED_GATES == 1), "two numbers have one sum, in either order; memory adds them in fp32");
-static_assert(PART == 0 || COLS == 64, "sums of a part and sums of them all take registers");
+static_assert(ADDENDS == 1 || (ADDENDS == 2 && SPLIT_FP32 && SAVED_GATES == 1), "two numbers have one sum in either order, three do not");
+static_assert(PART == 0 || COLS == 64, "wider tiles have no registers for a part's sums beside those of all");
 static_assert(EARLY != 2 || (SAVED_GATES == 1 && PRECISION != 3), "what dWf reads stands after the one phase before the product");
 static_assert(SAVED_GATES != 2 || PRECISION != 3, "fp32-emulated splits [dg | du] in phase 1");
 constexpr bool PHASES = SAVED_GATES != 2; // there are two
@@ -335,7 +339,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             const TilePlace at = place_of(item / ADDENDS, tiles_2, ROWS);
             const u32 range = range_of(item);
             if (SPLIT_FP32 && item == cluster) {
-                grid_wait(state + 1); // for the scales, which this thread reads
+                if (threadIdx.x == 0) grid_wait(state + 1); // for the scales
                 barrier_among(1, MULTIPLIERS);
             }
             if constexpr (SPLIT_FP32) {

@@ -12,13 +12,17 @@
 // product. No warp waits for another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
 // L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
+// B_STAYS 1 (fp32-emulated, up to 64 images, which one stage holds): a block has one tile of x's columns for as long as it runs, beside the ring, and rows of
+// [dg | du] pass through the ring alone: half of what is read from L2. The next rows are split while the products of these run, and those are the sums.
+//
 // BESIDE 1: dx's kernel, launched right before with EARLY 2, lets this one start when [dg | du] stands and goes on beside it: their shared memory and registers
 // fit one multiprocessor together. Nothing of dx is read; but whoever is after this kernel has to find dx, so it is waited for before the next may start: by an idle warp,
 // or in TF32, where the next kernel's early blocks were measured to cost more than they save, before the last tile's results leave.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
 // (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, TOGETHER), 128-byte swizzle.
-// Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1. Shared memory: RESULTS bytes before the ring.
+// Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; B_STAYS: a multiple of ceil(D / COLS), at most that many. SPLITS, SHARE_A and SHARE_B are 1. Shared
+// memory: RESULTS bytes before the ring, of which x's tile takes the first, if it stays.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
 
@@ -68,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     Ring ring = start_ring(results + RESULTS);
     const Place p = place();
     const u32 tiles_a = (2 * hidden + ROWS - 1) / ROWS, tiles_b = (inputs + COLS - 1) / COLS, work = tiles_a * tiles_b;
-    const u32 column = blockIdx.x % tiles_b * COLS, first_row = blockIdx.x / tiles_b, row_step = gridDim.x / tiles_b; // B_STAYS
+    const u32 column = blockIdx.x % tiles_b * COLS, first_row = blockIdx.x / tiles_b, row_step = gridDim.x / tiles_b; // if B stays
     const int tiles = (batch + K_TILE - 1) / K_TILE;
     if (threadIdx.x >= MULTIPLIERS) {
         become_loader();
@@ -106,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         int box = 0;
         if (!BESIDE) wait_for_last();
         const auto scale_at = [&](int k) { return k < batch ? scale[k] : 0.f; };
-        // One stage holds up to 64 images, whose factors a thread then keeps for all its tiles.
+        // One stage holds 64 images, whose factors a thread keeps for all its tiles.
         constexpr bool HOLDS = SPLIT_FP32 && HANDS_REGISTERS;
         float held[16];
         if (HOLDS)

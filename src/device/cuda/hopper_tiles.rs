@@ -26,7 +26,7 @@ pub struct HopperTile {
     pub results: usize,
     /// Clusters, one or in dx two, whose sums over parts of K are added up in memory: of two numbers the order is all one.
     pub addends: usize,
-    /// Whether in dWf the batch's tile stays beside the ring, for all of a block's rows of the gradient: one stage holds all images.
+    /// Whether in dWf the batch's tile stays beside the ring, for all of a block's rows of the gradient: a stage holds all images.
     pub stays: bool,
 }
 
@@ -75,9 +75,9 @@ impl HopperTile {
         (parts - 1) * tiles.div_ceil(parts) < tiles
     }
 
-    /// Stages of a part of [dg | du] that has a scale of its own, in fp32-emulated's dx from saved gates: so many that at 64 images the chip's warpgroups
-    /// have one part each, and 64 at most, which stay in registers while they are split. 0, a scale for what a split sums, where a tile's columns leave no
-    /// registers to add parts up.
+    /// Stages of a part of [dg | du] that has a scale of its own, in fp32-emulated's dx from saved gates: so many that at 64 images
+    /// the chip's warpgroups have one part each, and 64 at most, which stay in registers while they are split. 0, a scale for what
+    /// a split sums, where a tile's columns leave no registers to add parts up.
     pub fn part(&self, batch: usize, hidden: usize) -> usize {
         if self.cols != 64 {
             return 0;
@@ -171,8 +171,8 @@ pub fn is_large(batch: usize) -> bool {
 }
 
 /// How many sixteenths of a weight of `bytes` bytes its readers should ask L2 to keep: half of the cache, which is what was
-/// measured best; none of one that fits. In fp32-emulated half of one that fits and is larger than half of the cache, if these readers are
-/// `alone`: no optimiser's step passes over it, which would rather find room.
+/// measured best; none of one that fits. In fp32-emulated half of one that fits and is larger than half of the cache, if these
+/// readers are `alone`: no optimiser's step passes over it, which would rather find room.
 pub fn kept(chip: Chip, precision: Precision, bytes: usize, alone: bool) -> u32 {
     let room = chip.l2_bytes / 2;
     match precision {
@@ -183,7 +183,8 @@ pub fn kept(chip: Chip, precision: Precision, bytes: usize, alone: bool) -> u32 
 }
 
 /// The first of `tiles` (large ones first) that gives nine tenths of the multiprocessors a block; else the one that gives the
-/// most of them one, without a second addend. Large tiles read operands less often, and splits and small tiles put idle multiprocessors to work.
+/// most of them one, without a second addend. Large tiles read operands less often, and splits and small tiles put idle
+/// multiprocessors to work.
 fn first_that_fills(
     chip: Chip,
     precision: Precision,
@@ -267,8 +268,8 @@ pub fn backward_dx(
     first_that_fills(chip, precision, &with_results(tiles, precision), (inputs, batch), sums)
 }
 
-/// Tiles of fp32-emulated's dx at small batches, from saved gates. What L2 has to hand out is what they take longest for, and tall tiles read the planes less often; so K
-/// is split in four without clusters of four, of which not all run at once.
+/// Tiles of fp32-emulated's dx at small batches, from saved gates. They take longest for what L2 has to hand out, and tall tiles
+/// read the planes less often; so K is split in four without clusters of four, of which not all run at once.
 const ADDED: [HopperTile; 5] = [
     tile(2, 64, 2, 1),
     HopperTile { addends: 2, ..tile(2, 64, 2, 1) },
@@ -289,7 +290,7 @@ pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden
     let mut tiles = match precision {
         Precision::Fp32Emulated => {
             let wide = tile(2, 128, 1, 1);
-            let stays = HopperTile { results: 128 * 256 + 4 * 2 * BOX, stays: true, ..wide };
+            let stays = HopperTile { results: wide.cols * 256 + 4 * wide.warpgroups * BOX, stays: true, ..wide };
             vec![if batch <= 64 { stays } else { wide.with_boxes(2) }, tile(1, 64, 1, 2).with_boxes(2)]
         }
         _ => [&[tile(2, 256, 1, 1).with_boxes(if bf16 && batch > 256 { 4 } else { 2 })][..], &small].concat(),
