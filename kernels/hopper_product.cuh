@@ -36,6 +36,9 @@
 #ifndef KEPT
 #define KEPT 0
 #endif
+#ifndef B_STAYS
+#define B_STAYS 0
+#endif
 
 constexpr int CLUSTER = SPLITS * SHARE_A * SHARE_B;
 constexpr int ROWS = 64 * M_TILES * WARPGROUPS;  // of A, in a block's tile
@@ -46,7 +49,7 @@ constexpr int K_TILE = PRECISION == 1 ? 32 : 64; // of K in a stage
 constexpr int SUMS = COLS / 2;                   // a thread's sums of 64 rows
 constexpr bool SPLIT_FP32 = PRECISION == 3;
 constexpr int PLANES = SPLIT_FP32 ? 2 : 1;       // of an operand in a stage
-constexpr int A_BYTES = ROWS * (SPLIT_FP32 ? 256 : 128), B_BYTES = COLS * (SPLIT_FP32 ? 256 : 128), STAGE_BYTES = A_BYTES + B_BYTES;
+constexpr int A_BYTES = ROWS * (SPLIT_FP32 ? 256 : 128), B_BYTES = COLS * (SPLIT_FP32 ? 256 : 128), STAGE_BYTES = A_BYTES + (B_STAYS ? 0 : B_BYTES);
 constexpr int RING_BYTES = RING_STAGES * STAGE_BYTES;
 constexpr int PART_BYTES = ROWS * COLS * 4 / SPLITS; // of sums, that a split sends another
 static_assert(RESULTS >= (SPLITS - 1) * PART_BYTES, "the other splits' sums land beside the ring");
@@ -211,7 +214,7 @@ struct SplitRows {
     u32 hi[4][4], lo[4][4];
     float down[2];
 };
-// `factor(k)`: what column k of A is multiplied by first.
+// `factor(k, i)`: what column k of A, the thread's i-th of a stage (16), is multiplied by first.
 template <bool A_MN, class Factor> DEVICE void split_rows(SplitRows &out, u32 a, const Factor &factor) {
     const int lane = threadIdx.x & 31, row = (threadIdx.x / 32 & 3) * 16 + lane / 4, k = lane % 4 * 2;
     float v[4][2][4]; // step, row or row + 8, k: 0, 1, 8, 9
@@ -230,7 +233,7 @@ template <bool A_MN, class Factor> DEVICE void split_rows(SplitRows &out, u32 a,
             }
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                v[s][r][e] *= factor(16 * s + k + (e & 1) + 8 * (e >> 1));
+                v[s][r][e] *= factor(16 * s + k + (e & 1) + 8 * (e >> 1), 4 * s + e);
                 most[r] = fmaxf(most[r], fabsf(v[s][r][e]));
             }
         }
@@ -268,11 +271,14 @@ template <bool B_MN> DEVICE void start_split(float (&part)[SUMS], const SplitRow
     for (int s = 0; s < 4; s++) wgmma<B_MN>(part, a.hi[s], at(b, s), true, fp16());
     wgmma_commit();
 }
-DEVICE void end_split(float (&sums)[SUMS], float (&part)[SUMS], SplitRows &a) {
+DEVICE void wait_split(float (&part)[SUMS], SplitRows &a) {
     wgmma_wait<0>();
     pin(part);
 #pragma unroll
     for (int s = 0; s < 4; s++) pin(a.hi[s]), pin(a.lo[s]); // they were being read until here
+}
+DEVICE void end_split(float (&sums)[SUMS], float (&part)[SUMS], SplitRows &a) {
+    wait_split(part, a);
 #pragma unroll
     for (int j = 0; j < SUMS; j++) sums[j] = fmaf(part[j], a.down[j >> 1 & 1], sums[j]);
 }
@@ -364,7 +370,7 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
             for (int j = 0; j < SUMS; j++) sums.v[m][j] = 0.f;
         float part[SUMS];
         const auto load = [&](SplitRows &to, int m, int tile) {
-            split_rows<A_MN>(to, ring.a() + (group * M_TILES + m) * A64, [&](int at) { return factor(tile * K_TILE + at); });
+            split_rows<A_MN>(to, ring.a() + (group * M_TILES + m) * A64, [&](int at, int i) { return factor(tile * K_TILE + at, i); });
         };
         if constexpr (COLS == 64 && M_TILES == 1 && MIN_BLOCKS == 1) { // there are registers to split the next stage while this one's products run
             const auto step = [&](SplitRows &now, SplitRows &next, int tile) {
@@ -402,12 +408,12 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
     }
 }
 struct One {
-    DEVICE float operator()(int) const { return 1.f; }
+    DEVICE float operator()(int, int) const { return 1.f; }
 };
 
-// The range of K tiles of a split; the host sees to it that none is empty.
-DEVICE void split_tiles(int k, u32 split, int &begin, int &end) {
-    const int tiles = (k + K_TILE - 1) / K_TILE, each = (tiles + SPLITS - 1) / SPLITS;
+// The range of K tiles of a split, of PARTS; the host sees to it that none is empty.
+template <int PARTS = SPLITS> DEVICE void split_tiles(int k, u32 split, int &begin, int &end) {
+    const int tiles = (k + K_TILE - 1) / K_TILE, each = (tiles + PARTS - 1) / PARTS;
     begin = min((int)split * each, tiles);
     end = min(begin + each, tiles);
 }

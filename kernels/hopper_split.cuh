@@ -6,20 +6,21 @@
 #pragma once
 #include "hopper_product.cuh"
 
-// Elements `begin` to `end` of a row, multiples of 4, by THREADS threads that meet at barrier `meet`. `load(i)` gives elements i to i + 3, and is asked twice;
-// `write(i, v)` gets them once. `most` holds a float a warp.
-template <int THREADS, class Load, class Write>
+// Elements `begin` to `end` of a row, multiples of 4, by THREADS threads that meet at barrier `meet`. `load(i)` gives elements i to i + 3; of a thread's first KEPT_VECTORS
+// such vectors, all of them under way together, it is asked once, of what is left of a longer row twice. `write(i, v)` gets each once. `most` holds a float a warp.
+template <int THREADS, int KEPT_VECTORS, class Load, class Write>
 DEVICE void split_row(const Load &load, const Write &write, u16 *hi, u16 *lo, float *down, int begin, int end, int meet, float *most) {
-    constexpr int BATCH = 4, STEP = THREADS * 4; // loads that are under way together
-    const int thread = threadIdx.x % THREADS;
+    constexpr int STEP = THREADS * 4;
+    const int thread = threadIdx.x % THREADS, first = begin + thread * 4, left = first + KEPT_VECTORS * STEP;
+    const auto largest_of = [](float4 v) { return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))); };
     float largest = 0.f;
-    for (int first = begin + thread * 4; first < end; first += BATCH * STEP) {
-        float4 v[BATCH];
+    float4 kept[KEPT_VECTORS];
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) v[b] = first + b * STEP < end ? load(first + b * STEP) : make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int i = 0; i < KEPT_VECTORS; i++) kept[i] = load(min(first + i * STEP, end - 4)); // past the end the last one again, so that no load waits for a branch
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[b].x), fabsf(v[b].y)), fmaxf(fabsf(v[b].z), fabsf(v[b].w))));
-    }
+    for (int i = 0; i < KEPT_VECTORS; i++) largest = fmaxf(largest, largest_of(kept[i]));
+#pragma unroll 4
+    for (int i = left; i < end; i += STEP) largest = fmaxf(largest, largest_of(load(i)));
     largest = warp_max(largest);
     barrier_among(meet, THREADS); // `most` may still be read for the row before
     if ((thread & 31) == 0) most[thread / 32] = largest;
@@ -28,23 +29,18 @@ DEVICE void split_row(const Load &load, const Write &write, u16 *hi, u16 *lo, fl
     for (int w = 0; w < THREADS / 32; w++) largest = fmaxf(largest, most[w]);
     const Scale scale = scale_of(largest);
     if (thread == 0) *down = scale.down;
-    for (int first = begin + thread * 4; first < end; first += BATCH * STEP) {
-        float4 all[BATCH];
+    const auto put = [&](int i, float4 v) {
+        write(i, v);
+        v.x *= scale.up, v.y *= scale.up, v.z *= scale.up, v.w *= scale.up;
+        float h[4];
+        const u32 low = pack_fp16(v.x, v.y), high = pack_fp16(v.z, v.w);
+        unpack_fp16(low, h[0], h[1]), unpack_fp16(high, h[2], h[3]);
+        *(uint2 *)(hi + i) = make_uint2(low, high);
+        *(uint2 *)(lo + i) = make_uint2(pack_fp16(v.x - h[0], v.y - h[1]), pack_fp16(v.z - h[2], v.w - h[3]));
+    };
 #pragma unroll
-        for (int b = 0; b < BATCH; b++)
-            if (first + b * STEP < end) all[b] = load(first + b * STEP);
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const int i = first + b * STEP;
-            if (i >= end) continue;
-            float4 v = all[b];
-            write(i, v);
-            v.x *= scale.up, v.y *= scale.up, v.z *= scale.up, v.w *= scale.up;
-            float h[4];
-            const u32 low = pack_fp16(v.x, v.y), high = pack_fp16(v.z, v.w);
-            unpack_fp16(low, h[0], h[1]), unpack_fp16(high, h[2], h[3]);
-            *(uint2 *)(hi + i) = make_uint2(low, high);
-            *(uint2 *)(lo + i) = make_uint2(pack_fp16(v.x - h[0], v.y - h[1]), pack_fp16(v.z - h[2], v.w - h[3]));
-        }
-    }
+    for (int i = 0; i < KEPT_VECTORS; i++)
+        if (first + i * STEP < end) put(first + i * STEP, kept[i]);
+#pragma unroll 4
+    for (int i = left; i < end; i += STEP) put(i, load(i));
 }

@@ -37,14 +37,17 @@ template <class E, int WIDTH, int IMAGES = SHARE_COLS> struct Staging {
             first = load_shared_float(address), second = load_shared_float(address + PITCH);
         }
     }
-    // All threads that multiply: 16 bytes each, whole rows. Rows of the matrix in memory have `pitch` elements, `cols` of them from `col0` on exist.
-    DEVICE void write(E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
+    // All threads that multiply: 16 bytes each, whole rows. Rows of the matrix in memory have `pitch` elements, `cols` of them from `col0` on exist. ADDS: to what is there.
+    template <bool ADDS = false> DEVICE void write(E *matrix, int row0, int rows, int col0, int cols, int pitch) const {
         constexpr int N = 16 / (int)sizeof(E), CHUNKS = WIDTH / N;
         for (int i = threadIdx.x; i < IMAGES * CHUNKS; i += MULTIPLIERS) {
             const int row = i / CHUNKS, chunk = i % CHUNKS;
             uint4 v;
             asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(base + row * PITCH + chunk * 16) : "memory");
-            if (row0 + row < rows && col0 + chunk * N < cols) *(uint4 *)(matrix + offset(row0 + row, pitch) + col0 + chunk * N) = v;
+            if (row0 + row >= rows || col0 + chunk * N >= cols) continue;
+            E *to = matrix + offset(row0 + row, pitch) + col0 + chunk * N;
+            if (ADDS) asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(__uint_as_float(v.x)), "f"(__uint_as_float(v.y)), "f"(__uint_as_float(v.z)), "f"(__uint_as_float(v.w)) : "memory");
+            else *(uint4 *)to = v;
         }
     }
     DEVICE void read(const E *matrix, int row0, int rows, int col0, int cols, int pitch) const {

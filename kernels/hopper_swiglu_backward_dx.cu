@@ -8,8 +8,12 @@
 // Wins      over an elementwise kernel and a product by the launch between them
 // Loses     4 B D H FLOP where gates are made again: worth it for small D only
 //
-// fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, which works the derivative out twice, first
-// for the largest element; else in a phase between, when [dg | du] is whole.
+// fp32-emulated also splits [dg | du] into two fp16 planes as hopper_split.cu does: with saved gates in phase 1, from registers; else in a phase between, when
+// [dg | du] is whole. With saved gates and COLS 64 a row's parts of PART stages have scales of their own, so that each warpgroup of the chip has a part to
+// split, and phase 2 scales the sums of each part before it adds them up. PART 0: a part is what a block sums.
+//
+// ADDENDS 2: two clusters have halves of K of a tile, and memory adds their sums to the zeros that phase 1 writes into dx: 0 + a + b is one number in either
+// order. So K is split in four without clusters of four, of which an H100 does not hold enough at once. Memory takes sums below 2^-126 for zeros.
 //
 // EARLY 1: the next kernel may start beside this one, not at its end: where that is the head's step (head_joined.cu), which needs little room and no result.
 // EARLY 2: it may start once [dg | du] stands: it is hopper_swiglu_dwf.cu with BESIDE, which writes while this one reads and waits. A block lets it start when
@@ -18,7 +22,7 @@
 // TF32's dWf reads x transposed. Where `x_t` is given, the three warps beside the one that loads make it, while the others multiply.
 //
 // Maps: `wf` and `x` as in hopper_swiglu_forward.cu (SAVED_GATES 0 reads them); `wft`: Wf (2H, D) as it stands, box (32 fp32 or 64 bf16, K_TILE rows);
-// `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (SPLITS, B).
+// `dgrad`: [dg | du] (B, 2H), box (128 bytes, COLS / SHARE_B); fp32-emulated: its planes (2B, 2H) fp16, and `plane_scale` (parts, B).
 // `state`: three u32, zero before and after. Grid: a multiple of CLUSTER, at most what runs at once.
 #include "hopper_split.cuh"
 #include "hopper_staging.cuh"
@@ -33,9 +37,24 @@ constexpr int UNITS = ROWS / 2; // of a tile of phase 1
 #ifndef EARLY
 #define EARLY 0
 #endif
+#ifndef ADDENDS
+#define ADDENDS 1
+#endif
+#ifndef PART
+#define PART 0
+#endif
+static_assert(ADDENDS == 1 || (ADDENDS == 2 && SPLIT_FP32 && SAVED_GATES == 1), "two numbers have one sum in either order, three do not");
+static_assert(PART == 0 || COLS == 64, "wider tiles have no registers for a part's sums beside those of all");
 static_assert(EARLY != 2 || (SAVED_GATES == 1 && PRECISION != 3), "what dWf reads stands after the one phase before the product");
 static_assert(SAVED_GATES != 2 || PRECISION != 3, "fp32-emulated splits [dg | du] in phase 1");
 constexpr bool PHASES = SAVED_GATES != 2; // there are two
+
+// fp32-emulated: the parts of a row of [dg | du] that have scales of their own, in stages of the product: PART each, or the ranges that are summed apart.
+DEVICE int parts_of(int k) { return PART ? ((k + K_TILE - 1) / K_TILE + PART - 1) / max(PART, 1) : ADDENDS * SPLITS; }
+DEVICE void part_tiles(int k, int part, int &begin, int &end) {
+    if (PART) begin = part * PART, end = min(begin + PART, (k + K_TILE - 1) / K_TILE);
+    else split_tiles<ADDENDS * SPLITS>(k, part, begin, end);
+}
 
 constexpr int SPARE = 96; // threads of the loader's warpgroup that do not load
 
@@ -87,10 +106,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #if !SAVED_GATES
     const u32 tiles_1 = ((hidden + UNITS - 1) / UNITS + SHARE_B - 1) / SHARE_B, work_1 = tiles_1 * tiles_b;
 #endif
-    const u32 tiles_2 = ((inputs + ROWS - 1) / ROWS + SHARE_B - 1) / SHARE_B, work_2 = tiles_2 * tiles_b;
+    const u32 tiles_2 = ((inputs + ROWS - 1) / ROWS + SHARE_B - 1) / SHARE_B, work_2 = tiles_2 * tiles_b * ADDENDS;
     int begin_1, end_1, begin_2, end_2;
     split_tiles(inputs, p.split, begin_1, end_1);
-    split_tiles(2 * hidden, p.split, begin_2, end_2);
+    // Which range of K of an item of phase 2 is this block's. The addends of a tile are neighbours.
+    const auto range_of = [&](u32 item) {
+        const u32 range = item % ADDENDS * SPLITS + p.split;
+        split_tiles<ADDENDS * SPLITS>(2 * hidden, range, begin_2, end_2);
+        return range;
+    };
     const auto place_of = [&](u32 index, u32 tiles_a, int rows) {
         const TilePlace at = tile_place(index, tiles_a, tiles_b);
         return TilePlace{(at.a * SHARE_B + (int)p.b) * rows, (at.b * SHARE_A + (int)p.a) * COLS};
@@ -160,7 +184,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         bool stands = false; // [dg | du]
         for (u32 item = cluster; item < work_2; item += clusters) {
             if (loads) {
-                const TilePlace at = place_of(item, tiles_2, ROWS);
+                const TilePlace at = place_of(item / ADDENDS, tiles_2, ROWS);
+                range_of(item);
                 int tile = begin_2;
                 const auto weights = [&](u32 a, u32 full, int tile) { load_weights(a, full, tile * K_TILE, at.a); };
                 const auto activations = [&](u32 b, u32 full, int tile) { load_batch(dgrad, b, full, tile * K_TILE, at.b); };
@@ -266,12 +291,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         if (threadIdx.x == 0) grid_wait(state);
         barrier_among(1, MULTIPLIERS);
 #endif
-        // What a split sums of an image has a scale of its own, so that it need not be known before the image is whole; a warpgroup takes such a part.
-        for (u32 item = blockIdx.x * WARPGROUPS + warp / 4; item < batch * SPLITS; item += gridDim.x * WARPGROUPS) {
-            const u32 row = item / SPLITS, split = item % SPLITS;
+        if (ADDENDS > 1)
+            for (int i = blockIdx.x * MULTIPLIERS + threadIdx.x; i < batch * inputs / 4; i += gridDim.x * MULTIPLIERS) ((float4 *)dx)[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+        // A part of an image's row has a scale of its own, so that none need be known before the image is whole; a warpgroup takes such a part.
+        constexpr int VECTORS = PART == 0 ? 4 : PART / 8 < 8 ? PART / 8 : 8; // of 512 elements of a part, those that stay in registers
+        const int parts = parts_of(2 * hidden);
+        for (u32 item = blockIdx.x * WARPGROUPS + warp / 4; item < batch * parts; item += gridDim.x * WARPGROUPS) {
+            const u32 row = item / parts, part = item % parts;
             const u64 at = offset(row, 2 * hidden);
             int begin, end;
-            split_tiles(2 * hidden, split, begin, end);
+            part_tiles(2 * hidden, part, begin, end);
             const auto load = [&](int k) {
 #if SAVED_GATES
                 float4 dg, du;
@@ -289,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 if (SAVED_GATES) *(float4 *)(dgates + at + k) = v;
             };
             float *most = (float *)shared + warp / 4 * 4; // results come later
-            split_row<128>(load, write, planes + at, planes + offset(row + batch, 2 * hidden), plane_scale + split * batch + row, begin * K_TILE, min(end * K_TILE, 2 * hidden), 2 + warp / 4, most);
+            split_row<128, VECTORS>(load, write, planes + at, planes + offset(row + batch, 2 * hidden), plane_scale + part * batch + row, begin * K_TILE, min(end * K_TILE, 2 * hidden), 2 + warp / 4, most);
         }
         grid_arrive(state + 1);
 #elif SAVED_GATES != 2
@@ -307,24 +336,45 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         if (PHASES && cluster >= work_2) leave();
         // dx^T = Wf^T [dg | du]^T: (D, 2H) @ (2H, B) -> (D, B)
         for (u32 item = cluster; item < work_2; item += clusters) {
-            const TilePlace at = place_of(item, tiles_2, ROWS);
+            const TilePlace at = place_of(item / ADDENDS, tiles_2, ROWS);
+            const u32 range = range_of(item);
             if (SPLIT_FP32 && item == cluster) {
-                grid_wait(state + 1); // for the scales, which this thread reads
+                if (threadIdx.x == 0) grid_wait(state + 1); // for the scales
                 barrier_among(1, MULTIPLIERS);
             }
-            multiply<true, false>(sums, ring, end_2 - begin_2, p, One());
+            if constexpr (SPLIT_FP32) {
+                // Each part's sums are scaled before they are added up; the scales come while it is multiplied.
+                Sums all;
+                const auto scaled = [&](int from, int to, int part, bool more) {
+                    const float *down = plane_scale + part * batch;
+                    float scale[COLS / 4];
+#pragma unroll
+                    for (int j = 0; j < COLS / 4; j++) scale[j] = down[min(at.b + 8 * (j / 2) + (int)(threadIdx.x & 3) * 2 + j % 2, batch - 1)];
+                    multiply<true, false>(sums, ring, to - from, p, One());
+#pragma unroll
+                    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+                        for (int j = 0; j < SUMS; j++) {
+                            const float by = scale[j / 4 * 2 + j % 2];
+                            if (PART) all.v[m][j] = fmaf(sums.v[m][j], by, more ? all.v[m][j] : 0.f);
+                            else sums.v[m][j] *= by;
+                        }
+                };
+                if (PART) {
+                    for (int from = begin_2; from < end_2;) {
+                        const int part = from / max(PART, 1), to = min((part + 1) * PART, end_2);
+                        scaled(from, to, part, from > begin_2);
+                        from = to;
+                    }
+                    sums = all;
+                } else {
+                    scaled(begin_2, end_2, range, false);
+                }
+            } else {
+                multiply<true, false>(sums, ring, end_2 - begin_2, p, One());
+            }
             if (PHASES && item == cluster) leave(); // there was something to multiply: the loader has waited too
             if (!EARLY && item + clusters >= work_2) let_next_start();
-            if (SPLIT_FP32) {
-                const float *down = plane_scale + p.split * batch;
-#pragma unroll
-                for (int j = 0; j < COLS / 8; j++) {
-                    const int image = at.b + 8 * j + (threadIdx.x & 3) * 2;
-                    const float s0 = down[min(image, batch - 1)], s1 = down[min(image + 1, batch - 1)];
-#pragma unroll
-                    for (int m = 0; m < M_TILES; m++) sums.v[m][4 * j] *= s0, sums.v[m][4 * j + 1] *= s1, sums.v[m][4 * j + 2] *= s0, sums.v[m][4 * j + 3] *= s1;
-                }
-            }
             constexpr int IMAGES = images_at_once(Staging<T, ROWS, 1>::BYTES);
             const Staging<T, ROWS, IMAGES> out{ring.results()};
             const int image0 = at.b + p.split * SHARE_COLS;
@@ -338,7 +388,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 out.put(tile + (warp & 3) * 16 + 8, staged, v.z, v.w);
 #endif
             };
-            finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.write(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
+            finish<SHARE_COLS / IMAGES>(sums, ring, p, Nothing(), put, [&](int round) { out.template write<(ADDENDS > 1)>(dx, image0 + round * IMAGES, batch, at.a, inputs, inputs); });
         }
         if (PHASES && threadIdx.x == 0 && gone == gridDim.x) state[0] = state[1] = state[2] = 0;
     }

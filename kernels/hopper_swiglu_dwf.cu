@@ -12,13 +12,17 @@
 // product. No warp waits for another, and the fence is of shared memory alone: a fence of all memory waits for more than it has to, and took a third of the time at 256 x 4096 (HOPPER.md).
 // L2 is told to let go of what is written first, so that it keeps the weights that the next forward reads.
 //
+// B_STAYS 1 (fp32-emulated, up to 64 images, which one stage holds): a block has one tile of x's columns for as long as it runs, beside the ring, and rows of
+// [dg | du] pass through the ring alone: half of what is read from L2. The next rows are split while the products of these run, and those are the sums.
+//
 // BESIDE 1: dx's kernel, launched right before with EARLY 2, lets this one start when [dg | du] stands and goes on beside it: their shared memory and registers
 // fit one multiprocessor together. Nothing of dx is read; but whoever is after this kernel has to find dx, so it is waited for before the next may start: by an idle warp,
 // or in TF32, where the next kernel's early blocks were measured to cost more than they save, before the last tile's results leave.
 //
 // Maps: `dgrad` [dg | du] (B, 2H), box (128 bytes, K_TILE); `x` (B, D), box (64, 64), or TF32: x^T (D, B), box (32, COLS), or fp32-emulated: its planes
 // (2B, D) fp16, box (64, 64), and `scale` (B); `dwf` (2H, D), box (128 bytes, TOGETHER), 128-byte swizzle.
-// Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; SPLITS, SHARE_A and SHARE_B are 1. Shared memory: RESULTS bytes before the ring.
+// Grid: at most ceil(2 H / ROWS) * ceil(D / COLS) blocks; B_STAYS: a multiple of ceil(D / COLS), at most that many. SPLITS, SHARE_A and SHARE_B are 1. Shared
+// memory: RESULTS bytes before the ring, of which x's tile takes the first, if it stays.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
 
@@ -28,9 +32,11 @@
 constexpr bool IDLE_WAITS = BESIDE && PRECISION == 2;
 static_assert(CLUSTER == 1, "a block owns its tile");
 constexpr int BOX_BYTES = 64 * 128, BOX_COLS = 128 / (int)sizeof(T); // of results on their way
-constexpr int BOXES = RESULTS / BOX_BYTES / WARPGROUPS;              // places for them that a warpgroup has
+constexpr int STAYS_BYTES = B_STAYS ? B_BYTES : 0;
+constexpr int BOXES = (RESULTS - STAYS_BYTES) / BOX_BYTES / WARPGROUPS; // places for them that a warpgroup has
 // Neighbouring rows of sums that a warp has: TF32's rows stand in another order (row_of_sums), in which a warp has two eights of 32 rows, 16 apart.
 constexpr int TOGETHER = PRECISION == 1 ? 8 : 16;
+static_assert(!B_STAYS || (SPLIT_FP32 && M_TILES == 1 && !BESIDE), "a stage's products are the sums");
 static_assert(BOXES >= 1 && RESULTS % 1024 == 0, "results pass beside the ring, which begins on 1024 bytes");
 
 // 64 rows x BOX_COLS columns of sums, from column 8 `j0` on, rounded, as a swizzled box at `box`.
@@ -66,6 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     Ring ring = start_ring(results + RESULTS);
     const Place p = place();
     const u32 tiles_a = (2 * hidden + ROWS - 1) / ROWS, tiles_b = (inputs + COLS - 1) / COLS, work = tiles_a * tiles_b;
+    const u32 column = blockIdx.x % tiles_b * COLS, first_row = blockIdx.x / tiles_b, row_step = gridDim.x / tiles_b; // if B stays
     const int tiles = (batch + K_TILE - 1) / K_TILE;
     if (threadIdx.x >= MULTIPLIERS) {
         become_loader();
@@ -74,7 +81,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 fence_chip();
                 fence_async();
             } else wait_for_last();
-            for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
+            if (B_STAYS)
+                for (u32 row = first_row; row < tiles_a; row += row_step) {
+                    barrier_wait(ring.empty(ring.slot), ring.parity ^ 1);
+                    const u32 full = ring.full(ring.slot);
+                    const bool first = row == first_row;
+                    barrier_expect(full, A_BYTES + (first ? B_BYTES : 0));
+                    load_rows_over_batch(ring.a(), full, dgrad, 0, row * ROWS);
+                    if (first) load_columns_over_batch(results, full, x, 0, column, 0, batch);
+                    ring.next();
+                }
+            else for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
                 const TilePlace at = tile_place(item, tiles_a, tiles_b);
                 for (int tile = 0; tile < tiles; tile++)
                     feed(ring, [&](u32 a, u32 b, u32 full) { load_over_batch(a, b, full, dgrad, x, tile * K_TILE, at.a * ROWS, at.b * COLS, 0, batch); });
@@ -89,19 +106,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const bool sends = (threadIdx.x & 31) == 0; // for its warp, whose first row it has
         const int warp_row = row_of_sums(0);
         const u64 first_to_go = evict_first();
-        const u32 boxes = results + group * BOXES * BOX_BYTES;
+        const u32 boxes = results + STAYS_BYTES + group * BOXES * BOX_BYTES;
         int box = 0;
         if (!BESIDE) wait_for_last();
-        for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
-            const TilePlace at = tile_place(item, tiles_a, tiles_b);
-            // (2H, B) @ (B, D) -> (2H, D)
-            Sums sums;
-            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? scale[k] : 0.f; });
-            if (!IDLE_WAITS && item + gridDim.x >= work) {
-                if (BESIDE) wait_for_last();
-                let_next_start();
-            }
-            // From here on the loader fills the ring for the next tile.
+        const auto scale_at = [&](int k) { return k < batch ? scale[k] : 0.f; };
+        // One stage holds 64 images, whose factors a thread keeps for all its tiles.
+        constexpr bool HOLDS = SPLIT_FP32 && HANDS_REGISTERS;
+        float held[16];
+        if (HOLDS)
+#pragma unroll
+            for (int i = 0; i < 16; i++) held[i] = scale_at(i / 4 * 16 + (int)(threadIdx.x & 3) * 2 + i % 2 + i % 4 / 2 * 8);
+        // A tile's sums on their way, those of rows `row0` and columns `col0` on.
+        const auto send = [&](const Sums &sums, int row0, int col0) {
 #pragma unroll
             for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -116,13 +132,48 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
                         for (int part = 0; part < 16 / TOGETHER; part++) {
                             const int row = warp_row + 16 * part;
-                            tma_store(dwf, place + row * 128, at.b * COLS + col, at.a * ROWS + (group * M_TILES + m) * 64 + row, first_to_go);
+                            tma_store(dwf, place + row * 128, col0 + col, row0 + (group * M_TILES + m) * 64 + row, first_to_go);
                         }
                         stores_commit();
                     }
                     if (++box == BOXES) box = 0;
                 }
+        };
+        // (2H, B) @ (B, D) -> (2H, D)
+        Sums sums;
+#if B_STAYS
+        const auto load = [&](SplitRows &to) {
+            barrier_wait(ring.full(ring.slot), ring.parity);
+            split_rows<true>(to, ring.a() + group * (64 * 256), [&](int, int i) { return held[i]; });
+            release(ring, ring.slot, p); // from here on these rows are in registers
+            ring.next();
+        };
+        const auto step = [&](SplitRows &now, SplitRows &next, u32 row) {
+            start_split<true>(sums.v[0], now, results);
+            if (row + row_step < tiles_a) load(next);
+            else let_next_start();
+            wait_split(sums.v[0], now);
+#pragma unroll
+            for (int j = 0; j < SUMS; j++) sums.v[0][j] *= now.down[j >> 1 & 1];
+            send(sums, row * ROWS, column);
+        };
+        SplitRows even, odd;
+        load(even);
+        for (u32 row = first_row; row < tiles_a; row += 2 * row_step) {
+            step(even, odd, row);
+            if (row + row_step < tiles_a) step(odd, even, row + row_step);
         }
+#else
+        for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
+            const TilePlace at = tile_place(item, tiles_a, tiles_b);
+            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k, int i) { return HOLDS && tiles == 1 ? held[i] : scale_at(k); });
+            if (!IDLE_WAITS && item + gridDim.x >= work) {
+                if (BESIDE) wait_for_last();
+                let_next_start();
+            }
+            send(sums, at.a * ROWS, at.b * COLS); // from here on the loader fills the ring for the next tile
+        }
+#endif
         if (sends) stores_read(); // shared memory lasts until it has been read
     }
 }

@@ -41,7 +41,7 @@ DEVICE void gate_pair(float4 v, float &first, float &second) {
 }
 
 // A tile's sums through the gate and on their way.
-template <class Sent> DEVICE void send_tile(Outbox<Sent::BYTES> &outbox, const Totals &total, const TensorMap &to_z, const TensorMap &to_gates, const float *scale, int first_unit, int first_image, int batch) {
+template <class Sent> DEVICE void send_tile(Outbox<Sent::BYTES> &outbox, const Totals &total, const TensorMap &to_z, const TensorMap &to_gates, const float (&scale)[SHARE_COLS / 4], int first_unit, int first_image, int batch) {
     constexpr int IMAGES = Sent::IMAGES, EIGHTS = IMAGES / 8;
     using B = Box<T, WIDE, IMAGES>;
     const int warp = threadIdx.x / 32, at = (warp & 3) * 8, element = at + (threadIdx.x & 31) / 4; // of a box's units
@@ -56,8 +56,7 @@ template <class Sent> DEVICE void send_tile(Outbox<Sent::BYTES> &outbox, const T
                 for (int j = 0; j < EIGHTS; j++) {
                     float4 v = total[m][box * EIGHTS + j];
                     if (SPLIT_FP32) {
-                        const int image = image0 + 8 * j + (threadIdx.x & 3) * 2;
-                        const float s0 = scale[min(image, batch - 1)], s1 = scale[min(image + 1, batch - 1)];
+                        const float s0 = scale[(box * EIGHTS + j) * 2], s1 = scale[(box * EIGHTS + j) * 2 + 1];
                         v.x *= s0, v.y *= s1, v.z *= s0, v.w *= s1;
                     }
                     g[2 * j] = v.x, g[2 * j + 1] = v.y, u[2 * j] = v.z, u[2 * j + 1] = v.w;
@@ -134,16 +133,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         Sums sums;
         for (u32 item = cluster; item < work; item += clusters) {
             const TilePlace at = place_of(item);
+            const int first_unit = at.a, first_image = at.b + p.split * SHARE_COLS;
+            float image_scale[SHARE_COLS / 4]; // of the images that a thread finishes
+            const auto ask_scales = [&] {
+#pragma unroll
+                for (int j = 0; j < SHARE_COLS / 4; j++) image_scale[j] = scale[min(first_image + 8 * (j / 2) + (int)(threadIdx.x & 3) * 2 + j % 2, batch - 1)];
+            };
+            constexpr bool ASKS_EARLY = MIN_BLOCKS == 1; // else there are no registers to hold them while the product runs
+            if (SPLIT_FP32 && ASKS_EARLY) {
+                wait_for_last();
+                ask_scales();
+            }
             multiply<false, false>(sums, ring, end - begin, p, One());
             if (item + clusters >= work) let_next_start();
             wait_for_last();
             // From here on the loader fills the ring for the next tile.
             Totals total;
             add_up(total, sums, ring, p);
+            if (SPLIT_FP32 && !ASKS_EARLY) ask_scales();
             if (SPLITS > 1) barrier_among(1, MULTIPLIERS); // everyone has read what results are now put over
-            const int first_unit = at.a, first_image = at.b + p.split * SHARE_COLS;
-            if (gates) send_tile<Sent<true>>(with_gates, total, to_z, to_gates, scale, first_unit, first_image, batch);
-            else send_tile<Sent<false>>(alone, total, to_z, to_gates, scale, first_unit, first_image, batch);
+            if (gates) send_tile<Sent<true>>(with_gates, total, to_z, to_gates, image_scale, first_unit, first_image, batch);
+            else send_tile<Sent<false>>(alone, total, to_z, to_gates, image_scale, first_unit, first_image, batch);
             if (SPLITS > 1) {
                 alone.leave();
                 cluster_arrive();

@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         each_tile(one, two, [&](const Job &job, int, int col0) {
             // (rows, B) @ (B, columns) -> (rows, columns)
             Sums sums;
-            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k) { return k < batch ? job.scale[k] : 0.f; });
+            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k, int) { return k < batch ? job.scale[k] : 0.f; });
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
                 if (col0 + chunk * WIDE >= job.cols) break;

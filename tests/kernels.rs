@@ -139,7 +139,7 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
         }
     };
     for precision in [Precision::Fp32Emulated, Precision::Tf32, Precision::Bf16] {
-        for (batch, d) in [(64, 512), (1024, 512), (64, 2048), (256, 2048), (1024, 4096)] {
+        for (batch, d) in [(64, 512), (1024, 512), (64, 2048), (64, 4096), (256, 2048), (1024, 4096)] {
             for flag in [false, true] {
                 let with = |tile: HopperTile, name| [tile.defines(), vec![(name, u32::from(flag))]].concat();
                 let (chip, shape) = (Chip::H200, (batch, d, d));
@@ -152,10 +152,11 @@ fn hopper_configurations(file: &'static str, arch: Arch) -> Vec<Configuration> {
                     "hopper_swiglu_backward_dx.cu" => {
                         let rule = backward_dx(chip, precision, batch, d, d, flag);
                         let others = tune::hopper::backward_dx(chip, precision, shape, flag, rule);
-                        [vec![rule], others]
-                            .concat()
-                            .iter()
-                            .for_each(|tile| add(precision, with(*tile, "SAVED_GATES")));
+                        [vec![rule], others].concat().iter().for_each(|tile| {
+                            let splits = flag && precision == Precision::Fp32Emulated;
+                            let part = ("PART", if splits { tile.part(batch, d) as u32 } else { 0 });
+                            add(precision, [with(*tile, "SAVED_GATES"), vec![part]].concat());
+                        });
                         if let Some((dx, _)) = beside(chip, precision, batch, d, d) {
                             add(precision, [dx.defines(), vec![("SAVED_GATES", 1), ("EARLY", 2)]].concat());
                         }

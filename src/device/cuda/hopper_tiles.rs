@@ -24,6 +24,10 @@ pub struct HopperTile {
     pub blocks: usize,
     /// Bytes of shared memory beside the ring, through which results pass.
     pub results: usize,
+    /// Clusters, one or in dx two, whose sums over parts of K are added up in memory: of two numbers the order is all one.
+    pub addends: usize,
+    /// Whether in dWf the batch's tile stays beside the ring, for all of a block's rows of the gradient: a stage holds all images.
+    pub stays: bool,
 }
 
 impl HopperTile {
@@ -49,7 +53,8 @@ impl HopperTile {
 
     /// Bytes of a stage of the ring: 128 a row, and twice that where an operand is split in two.
     fn stage(&self, precision: Precision) -> usize {
-        (self.rows() + self.cols) * if precision == Precision::Fp32Emulated { 256 } else { 128 }
+        (self.rows() + if self.stays { 0 } else { self.cols })
+            * if precision == Precision::Fp32Emulated { 256 } else { 128 }
     }
 
     /// Bytes of dynamic shared memory: the ring, its barriers, the results.
@@ -61,13 +66,24 @@ impl HopperTile {
     pub(super) fn count(&self, rows: usize, cols: usize) -> usize {
         let a = rows.div_ceil(self.rows()).next_multiple_of(self.share_b);
         let b = cols.div_ceil(self.cols).next_multiple_of(self.share_a);
-        a * b * self.splits
+        a * b * self.splits * self.addends
     }
 
     /// Whether every split has some of a sum over `k`, as the kernels trust.
     pub(super) fn splits_evenly(&self, k: usize, precision: Precision) -> bool {
-        let tiles = k.div_ceil(self.k_tile(precision));
-        (self.splits - 1) * tiles.div_ceil(self.splits) < tiles
+        let (tiles, parts) = (k.div_ceil(self.k_tile(precision)), self.splits * self.addends);
+        (parts - 1) * tiles.div_ceil(parts) < tiles
+    }
+
+    /// Stages of a part of [dg | du] that has a scale of its own, in fp32-emulated's dx from saved gates: so many that at 64 images
+    /// the chip's warpgroups have one part each, and 64 at most, which stay in registers while they are split. 0, a scale for what
+    /// a split sums, where a tile's columns leave no registers to add parts up.
+    pub fn part(&self, batch: usize, hidden: usize) -> usize {
+        if self.cols != 64 {
+            return 0;
+        }
+        let parts = (2 * self.warpgroups / batch.div_ceil(64)).max(1);
+        (2 * hidden).div_ceil(64).div_ceil(parts).next_power_of_two().clamp(8, 64)
     }
 
     /// The same with as many stages as shared memory holds, 16 at most.
@@ -113,6 +129,8 @@ impl HopperTile {
             ("SHARE_B", self.share_b as u32),
             ("MIN_BLOCKS", self.blocks as u32),
             ("RESULTS", self.results as u32),
+            ("ADDENDS", self.addends as u32),
+            ("B_STAYS", u32::from(self.stays)),
         ]
     }
 }
@@ -127,7 +145,19 @@ const STAGED: usize = 32_768;
 pub(crate) const WIDE: usize = 32;
 
 pub(super) const fn tile(warpgroups: usize, cols: usize, splits: usize, blocks: usize) -> HopperTile {
-    HopperTile { warpgroups, m_tiles: 1, cols, stages: 0, splits, share_a: 1, share_b: 1, blocks, results: 0 }
+    HopperTile {
+        warpgroups,
+        m_tiles: 1,
+        cols,
+        stages: 0,
+        splits,
+        share_a: 1,
+        share_b: 1,
+        blocks,
+        results: 0,
+        addends: 1,
+        stays: false,
+    }
 }
 
 /// The same tiles with room for results.
@@ -141,14 +171,20 @@ pub fn is_large(batch: usize) -> bool {
 }
 
 /// How many sixteenths of a weight of `bytes` bytes its readers should ask L2 to keep: half of the cache, which is what was
-/// measured best; none of one that fits.
-pub fn kept(chip: Chip, bytes: usize) -> u32 {
+/// measured best; none of one that fits. In fp32-emulated half of one that fits and is larger than half of the cache, if these
+/// readers are `alone`: no optimiser's step passes over it, which would rather find room.
+pub fn kept(chip: Chip, precision: Precision, bytes: usize, alone: bool) -> u32 {
     let room = chip.l2_bytes / 2;
-    if bytes <= chip.l2_bytes { 0 } else { (16 * room / bytes) as u32 }
+    match precision {
+        _ if bytes > chip.l2_bytes => (16 * room / bytes) as u32,
+        Precision::Fp32Emulated if alone && bytes > room => 8,
+        _ => 0,
+    }
 }
 
 /// The first of `tiles` (large ones first) that gives nine tenths of the multiprocessors a block; else the one that gives the
-/// most of them one. Large tiles read operands less often, and splits and small tiles put idle multiprocessors to work.
+/// most of them one, without a second addend. Large tiles read operands less often, and splits and small tiles put idle
+/// multiprocessors to work.
 fn first_that_fills(
     chip: Chip,
     precision: Precision,
@@ -165,7 +201,7 @@ fn first_that_fills(
     };
     usable()
         .find(|tile| tile.count(rows, cols) * 10 >= chip.multiprocessors * 9)
-        .or_else(|| usable().max_by_key(|tile| tile.count(rows, cols)))
+        .or_else(|| usable().filter(|tile| tile.addends == 1).max_by_key(|tile| tile.count(rows, cols)))
         .unwrap_or(tile(1, 64, 1, 1).with_results(precision).filled(precision))
 }
 
@@ -173,9 +209,14 @@ fn first_that_fills(
 pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
     let tiles: &[HopperTile] = match precision {
         // The stages' own sums take the registers of a wider tile.
-        Precision::Fp32Emulated => {
-            &[tile(2, 128, 1, 1), tile(2, 128, 2, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1), tile(1, 64, 2, 1)]
-        }
+        Precision::Fp32Emulated => &[
+            tile(2, 128, 1, 1),
+            tile(2, 128, 2, 1),
+            tile(2, 64, 1, 1),
+            tile(2, 64, 2, 1),
+            tile(1, 64, 1, 1),
+            tile(1, 64, 2, 1),
+        ],
         _ => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1), tile(1, 64, 2, 2)],
     };
     let tile = first_that_fills(chip, precision, &with_results(tiles, precision), (2 * hidden, batch), &[inputs]);
@@ -223,8 +264,19 @@ pub fn backward_dx(
     };
     // Gates made again: the same blocks also take the forward's product, which has twice the rows.
     let sums = if saved { &[2 * hidden][..] } else { &[2 * hidden, inputs] };
+    let tiles = if saved && batch <= 64 && precision == Precision::Fp32Emulated { &ADDED } else { tiles };
     first_that_fills(chip, precision, &with_results(tiles, precision), (inputs, batch), sums)
 }
+
+/// Tiles of fp32-emulated's dx at small batches, from saved gates. They take longest for what L2 has to hand out, and tall tiles
+/// read the planes less often; so K is split in four without clusters of four, of which not all run at once.
+const ADDED: [HopperTile; 5] = [
+    tile(2, 64, 2, 1),
+    HopperTile { addends: 2, ..tile(2, 64, 2, 1) },
+    tile(1, 64, 2, 1),
+    HopperTile { addends: 2, ..tile(1, 64, 2, 1) },
+    tile(2, 64, 4, 1),
+];
 
 /// Bytes of a box of dWf on its way to memory: 64 rows of 128 bytes.
 const BOX: usize = 64 * 128;
@@ -236,7 +288,11 @@ pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden
     let two = HopperTile { m_tiles: 2, ..tile(1, 128, 1, 2) }.with_boxes(2);
     let small = [tile(2, 128, 1, 1).with_boxes(4), tile(1, 128, 1, 2).with_boxes(2), tile(1, 64, 1, 2).with_boxes(2)];
     let mut tiles = match precision {
-        Precision::Fp32Emulated => vec![tile(2, 128, 1, 1).with_boxes(2), tile(1, 64, 1, 2).with_boxes(2)],
+        Precision::Fp32Emulated => {
+            let wide = tile(2, 128, 1, 1);
+            let stays = HopperTile { results: wide.cols * 256 + 4 * wide.warpgroups * BOX, stays: true, ..wide };
+            vec![if batch <= 64 { stays } else { wide.with_boxes(2) }, tile(1, 64, 1, 2).with_boxes(2)]
+        }
         _ => [&[tile(2, 256, 1, 1).with_boxes(if bf16 && batch > 256 { 4 } else { 2 })][..], &small].concat(),
     };
     if bf16 && batch <= 256 && inputs <= 2048 {
@@ -359,5 +415,14 @@ mod tests {
         assert_eq!(dx(Precision::Tf32, 256, 2048), (64, 128, 2));
         assert_eq!(dx(Precision::Tf32, 256, 4096), (128, 128, 2));
         assert_eq!(dx(Precision::Fp32Emulated, 1024, 2048), (128, 128, 1));
+        assert_eq!(forward(Precision::Fp32Emulated, 64, 4096), (128, 64, 2));
+        let addends = |saved, width| {
+            let tile = backward_dx(Chip::H200, Precision::Fp32Emulated, 64, width, width, saved);
+            (tile.rows(), tile.splits, tile.addends)
+        };
+        assert_eq!(addends(true, 2048), (64, 2, 2));
+        assert_eq!(addends(true, 4096), (128, 2, 2));
+        assert_eq!(addends(false, 4096), (64, 2, 1));
+        assert_eq!(addends(true, 512), (128, 4, 1));
     }
 }

@@ -46,8 +46,7 @@ pub struct StepTile {
 
 impl StepTile {
     const fn new((warpgroups, cols, blocks): (usize, usize, usize), (stages, slots): (usize, usize)) -> StepTile {
-        let tile =
-            HopperTile { warpgroups, m_tiles: 1, cols, stages, splits: 1, share_a: 1, share_b: 1, blocks, results: 0 };
+        let tile = HopperTile { stages, ..hopper_tiles::tile(warpgroups, cols, 1, blocks) };
         StepTile { tile, slots, jobs: 1 }
     }
 

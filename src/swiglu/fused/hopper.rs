@@ -73,9 +73,10 @@ fn results(cuda: &Cuda, dims: Dims, (z, gates): (u64, u64), tile: HopperTile) ->
 }
 
 /// The define for how much of Wf (2H, D) its readers ask L2 to keep, where each line is read once.
-fn kept(cuda: &Cuda, dims: Dims, tile: HopperTile) -> (&'static str, u32) {
+fn kept(cuda: &Cuda, dims: Dims, tile: HopperTile, weight: &Param) -> (&'static str, u32) {
     let bytes = 2 * dims.hidden * dims.inputs * cuda.element().bytes();
-    ("KEPT", if dims.batch <= tile.cols { hopper_tiles::kept(cuda.chip(), bytes) } else { 0 })
+    let alone = weight.velocity.is_none();
+    ("KEPT", if dims.batch <= tile.cols { hopper_tiles::kept(cuda.chip(), cuda.precision(), bytes, alone) } else { 0 })
 }
 
 /// z = silu(x Wg^T) * (x Wu^T): (B, D) @ (D, 2H) -> (B, H), in one launch.
@@ -120,7 +121,7 @@ pub fn forward(
     ];
     let clusters =
         hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * batch.div_ceil(tile.cols).div_ceil(tile.share_a);
-    let configuration = configuration(cuda, FILE, tile, &[kept(cuda, dims, tile)]);
+    let configuration = configuration(cuda, FILE, tile, &[kept(cuda, dims, tile, weight)]);
     let mut grid_of = grid(cuda, tile, clusters);
     if grid_of.blocks > cuda.chip().multiprocessors * tile.blocks {
         // Blocks that stay and take one tile after the other begin the next while they finish one.
@@ -180,15 +181,20 @@ pub fn backward_dx(
     let x = cuda.expect_activation(NAME, "x", x)?;
     let images = tile.cols / tile.share_b;
     let (from_x, down) = activations(cuda, "x", x, planes, (batch, inputs), images)?;
+    let part = if precision == Precision::Fp32Emulated && is_saved { tile.part(batch, hidden) } else { 0 };
     let split = match planes {
         Some(_) => {
             let purposes = ("planes of dgates", "factors of dgates");
-            Some(Planes::in_scratch(cuda, purposes, (batch, 2 * hidden), tile.splits)?)
+            let parts = match part {
+                0 => tile.splits * tile.addends,
+                _ => (2 * hidden).div_ceil(64 * part),
+            };
+            Some(Planes::in_scratch(cuda, purposes, (batch, 2 * hidden), parts)?)
         }
         None => None,
     };
     let (from_dgates, _) = activations(cuda, "[dg | du]", dgates, split, (batch, 2 * hidden), images)?;
-    let kept = kept(cuda, dims, tile);
+    let kept = kept(cuda, dims, tile, weight);
     // A box is 128 bytes wide, and the next 128 belong to another block, with another word to L2.
     let fetched = if kept.1 > 0 { Fetched::Bytes128 } else { Fetched::Bytes256 };
     let wft = Boxes {
@@ -224,12 +230,13 @@ pub fn backward_dx(
     let more = [
         ("SAVED_GATES", if made.is_some() { 2 } else { u32::from(saved.is_some()) }),
         ("EARLY", if beside.is_some() { 2 } else { u32::from(hopper_tiles::is_large(batch)) }),
+        ("PART", part as u32),
         kept,
     ];
     let configuration = configuration(cuda, FILE, tile, &more);
     let columns = batch.div_ceil(tile.cols).div_ceil(tile.share_a);
     let phase_1 = hidden.div_ceil(tile.rows() / 2).div_ceil(tile.share_b) * columns;
-    let phase_2 = inputs.div_ceil(tile.rows()).div_ceil(tile.share_b) * columns;
+    let phase_2 = inputs.div_ceil(tile.rows()).div_ceil(tile.share_b) * columns * tile.addends;
     // All blocks wait for each other between the phases: no more than run at once. Where phase 1 is elementwise, idle blocks
     // still share it.
     let whole_chip = cuda.chip().multiprocessors / tile.cluster();
@@ -299,10 +306,11 @@ pub fn backward_dwf(
         Pointer(planes.map_or(0, |planes| planes.down)),
     ];
     let configuration = configuration(cuda, FILE, tile, &[("BESIDE", u32::from(beside.is_some()))]);
-    let tiles = (2 * hidden).div_ceil(tile.rows()) * inputs.div_ceil(tile.cols);
+    let (rows, columns) = ((2 * hidden).div_ceil(tile.rows()), inputs.div_ceil(tile.cols));
     // Blocks that stay and take one tile after the other; beside dx's there is room for one a multiprocessor.
-    let each = if beside.is_some() { 1 } else { tile.blocks };
-    let grid = grid(cuda, tile, tiles.min(cuda.chip().multiprocessors * each));
+    let room = cuda.chip().multiprocessors * if beside.is_some() { 1 } else { tile.blocks };
+    let blocks = if tile.stays { columns * (room / columns).clamp(1, rows) } else { room.min(rows * columns) };
+    let grid = grid(cuda, tile, blocks);
     // SAFETY: the arguments are the kernel's, and shapes were checked; a block alone writes its part of the gradient.
     unsafe { cuda.launch(&configuration, "hopper_swiglu_dwf", grid, &[&args[..], &sizes(dims)?].concat()) }
 }

@@ -11,9 +11,9 @@ use crate::device::Precision;
 
 impl Candidate for HopperTile {
     fn name(&self) -> String {
-        let HopperTile { warpgroups, cols, stages, splits, share_a, share_b, blocks, .. } = self;
+        let HopperTile { warpgroups, cols, stages, splits, share_a, share_b, blocks, addends, .. } = self;
         let mut name = format!("{}x{cols} g{warpgroups} s{stages}", self.rows());
-        for (letter, number) in [("k", splits), ("a", share_a), ("b", share_b), ("x", blocks)] {
+        for (letter, number) in [("k", splits), ("a", share_a), ("b", share_b), ("x", blocks), ("n", addends)] {
             if *number > 1 {
                 name.push_str(&format!(" {letter}{number}"));
             }
