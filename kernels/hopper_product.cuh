@@ -283,8 +283,18 @@ DEVICE void end_split(float (&sums)[SUMS], float (&part)[SUMS], SplitRows &a) {
     for (int j = 0; j < SUMS; j++) sums[j] = fmaf(part[j], a.down[j >> 1 & 1], sums[j]);
 }
 
-// Multiplies `tiles` stages, at least one, into the sums.
-template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, Ring &ring, int tiles, const Place &p, const Factor &factor) {
+// What the threads that multiply do beside a product: nothing.
+struct Alone {
+    static constexpr int PARTS = 0;
+    DEVICE void operator()(int) const {}
+};
+
+// Multiplies `tiles` stages, at least one, into the sums. In TF32 with A through registers something else can be done beside it: `beside(part)` is called for each of an even number of
+// PARTS in turn, in pairs that are spread over the stages, while products run, so it may not touch the sums. There have to be more stages than PARTS. The second warpgroup
+// begins half of a pair's time later, so that one multiplies while the other does something else.
+template <bool A_MN, bool B_MN, class Factor, class Beside = Alone>
+DEVICE void multiply(Sums &sums, Ring &ring, int tiles, const Place &p, const Factor &factor, const Beside &beside = Beside()) {
+    static_assert(Beside::PARTS == 0 || (PRECISION == 1 && A_MN && Beside::PARTS % 2 == 0), "only TF32's product from registers takes something beside it");
     const int group = threadIdx.x / 128;
     constexpr u32 A64 = A_MN ? (SPLIT_FP32 ? 64 * 256 : 64 * 128) : 64 * 128; // bytes between 64 rows of A
     if constexpr (PRECISION == 2 || (PRECISION == 1 && !A_MN)) {
@@ -335,7 +345,7 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
 #pragma unroll
                     for (int e = 0; e < 4; e++) to.v[m][s][e] = load_shared(element_address<A_MN>(a + m * A64, row_of_sums(e & 1), 8 * s + k + 4 * (e >> 1)));
         };
-        const auto step = [&](Fragments &now, Fragments &next, int tile) {
+        const auto step = [&](Fragments &now, Fragments &next, int tile, int part) {
             const int slot = ring.slot;
             const u32 b = ring.b();
 #pragma unroll
@@ -348,6 +358,7 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
             wgmma_commit();
             ring.next();
             if (tile + 1 < tiles) load(next);
+            if (part >= 0) beside(part);
             wgmma_wait<0>();
 #pragma unroll
             for (int m = 0; m < M_TILES; m++) {
@@ -359,9 +370,23 @@ template <bool A_MN, bool B_MN, class Factor> DEVICE void multiply(Sums &sums, R
         };
         Fragments even, odd;
         load(even);
-        for (int tile = 0; tile < tiles; tile += 2) {
-            step(even, odd, tile);
-            if (tile + 1 < tiles) step(odd, even, tile + 1);
+        int tile = 0;
+        if constexpr (Beside::PARTS > 0) {
+            const auto until = [&](int end) { // `end` is even, or there are no more
+                for (; tile + 2 <= end; tile += 2) step(even, odd, tile, -1), step(odd, even, tile + 1, -1);
+            };
+            const int later = group * (tiles / Beside::PARTS & ~1);
+            until(later);
+#pragma unroll
+            for (int part = 0; part < Beside::PARTS; part += 2) {
+                step(even, odd, tile, part), step(odd, even, tile + 1, part + 1);
+                tile += 2;
+                until(min(tiles, later + tiles * (part + 2) / Beside::PARTS));
+            }
+        }
+        for (; tile < tiles; tile += 2) {
+            step(even, odd, tile, -1);
+            if (tile + 1 < tiles) step(odd, even, tile + 1, -1);
         }
     } else {
 #pragma unroll

@@ -15,17 +15,21 @@
 // sums step them where they lie; another warp sends them back. L2 is told to let go first of what goes back, so that it keeps what the next forward reads.
 // It is not told so of what comes: TMA asks memory for 256 bytes at a time, of which a slot takes 128, and the rest would be gone before its turn.
 //
+// BESIDE 1 (TF32, large batches, many tiles a block): the products of a tile and the step of the tile before run beside each other, or tensor cores would wait while weights pass. A thread
+// keeps the sums of the tile before; while its products run it steps an eighth of them at a time, four pairs of weights read at once. Each warpgroup has slots of its own, of its 64 rows, and the second
+// begins to step later than the first. Few bytes of slots do, as steps are spread over a product's time: so the ring, for which L2 has less left now, has more.
+//
 // JOBS 2: two weights, whose gradients are sums over the same batch, in one launch: blocks take the tiles of the other, then those of the last. At D = 512 each
 // fills the chip badly alone, with tiles so small that operands are read over and over; at D = 2048 there is one beginning and one end less.
 //
 // The loader's warps: 0 feeds the product, 1 the slots, 2 empties them, 3 sums the bias.
 //
 // Maps: `dgrad` dy (B, rows), box (128 bytes, K_TILE); `x` (N, columns), box (64, 64), or TF32: x^T (columns, N), box (32, COLS), or fp32-emulated: its
-// planes (2 N, columns) fp16, box (64, 64), and `scale` (B); `weight`, `velocity` (rows, columns) fp32, box (32, ROWS), 128-byte swizzle; `copy`
-// (rows, columns) bf16, box (32, ROWS), 64-byte swizzle (other precisions: any map). N = `x_rows` images, of which the batch's begin at
+// planes (2 N, columns) fp16, box (64, 64), and `scale` (B); `weight`, `velocity` (rows, columns) fp32, box (32, SLOT_ROWS), 128-byte swizzle; `copy`
+// (rows, columns) bf16, box (32, SLOT_ROWS), 64-byte swizzle (other precisions: any map). SLOT_ROWS: ROWS, or with BESIDE 64. N = `x_rows` images, of which the batch's begin at
 // `first`, or, where `step` is given, at `first` + *step * B (columns of x^T: B to the next multiple of 4). `bias` and `bias_velocity` (rows), or null.
-// Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks, of both weights. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * ROWS * 256 bytes (320 with
-// copies) before the ring, STATE_SLOTS * 24 after it.
+// Grid: at most ceil(rows / ROWS) * ceil(columns / COLS) blocks, of both weights. SPLITS, SHARE_A and SHARE_B are 1. Shared memory: STATE_SLOTS * SLOT_ROWS * 256 bytes (320 with
+// copies) before the ring, STATE_SLOTS * 24 after it. BESIDE: more than 8 stages of the batch, two warpgroups, slots in pairs.
 #include "hopper_over_batch.cuh"
 #include "hopper_stream.cuh"
 #include "sgd.cuh"
@@ -36,11 +40,18 @@
 #ifndef JOBS
 #define JOBS 1
 #endif
+#ifndef BESIDE
+#define BESIDE 0
+#endif
 static_assert(CLUSTER == 1, "a block owns its tile");
 
 constexpr bool COPIES = PRECISION == 2;
 constexpr int WIDE = 32, CHUNKS = COLS / WIDE; // columns of a slot; slots of a tile
-constexpr int STATE_BYTES = ROWS * WIDE * 4, SLOT_BYTES = 2 * STATE_BYTES + (COPIES ? STATE_BYTES / 2 : 0);
+constexpr int STEP_PARTS = BESIDE ? 2 * CHUNKS : CHUNKS; // in which a tile is stepped
+constexpr int HALVES = BESIDE ? 2 : 1, SLOT_ROWS = ROWS / HALVES;
+// A slot that both warpgroups took in turns could be two phases ahead of the one that waits for it.
+static_assert(!BESIDE || (WARPGROUPS == 2 && M_TILES == 1 && STATE_SLOTS % 2 == 0), "every slot is one warpgroup's");
+constexpr int STATE_BYTES = SLOT_ROWS * WIDE * 4, SLOT_BYTES = 2 * STATE_BYTES + (COPIES ? STATE_BYTES / 2 : 0);
 
 // One weight and what its gradient is made of.
 struct Job {
@@ -65,9 +76,17 @@ template <class F> DEVICE void each_tile(const Job &one, const Job &two, const F
 }
 template <class F> DEVICE void each_slot(const Job &one, const Job &two, const F &f) {
     each_tile(one, two, [&](const Job &job, int row0, int col0) {
-        for (int chunk = 0; chunk < CHUNKS && col0 + chunk * WIDE < job.cols; chunk++) f(job, row0, col0 + chunk * WIDE);
+        for (int chunk = 0; chunk < CHUNKS && col0 + chunk * WIDE < job.cols; chunk++)
+            for (int half = 0; half < HALVES; half++) f(job, row0 + half * SLOT_ROWS, col0 + chunk * WIDE);
     });
 }
+
+// What multiply() does beside a product: part after part of the step of another tile.
+template <class F> struct Beside {
+    static constexpr int PARTS = STEP_PARTS;
+    const F &step;
+    DEVICE void operator()(int part) const { step(part); }
+};
 
 // The bias, by one warp: each block takes 16 bytes of dy's columns at a time, each lane every 32nd image.
 DEVICE void step_bias(const T *dy, float *bias, float *velocity, Sgd sgd, int batch, int rows) {
@@ -116,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     Slots<STATE_SLOTS, SLOT_BYTES> slots{base, stages + RING_BYTES + BARRIER_BYTES, 0, 0};
     if (threadIdx.x == MULTIPLIERS) tma_prefetch(dgrad), tma_prefetch(x);
     if (threadIdx.x == MULTIPLIERS + 32) tma_prefetch(weight), tma_prefetch(velocity);
-    if (threadIdx.x == 0) slots.init(slots, 4 * WARPGROUPS);
+    if (threadIdx.x == 0) slots.init(slots, 4 * WARPGROUPS / HALVES);
     Ring ring = start_ring(stages);
     const Place p = place();
     const int tiles = (batch + K_TILE - 1) / K_TILE;
@@ -161,39 +180,76 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         become_multiplier();
         wait_for_last();
         const Sgd sgd = sgd_settings(lr, gradient_scale, momentum, weight_decay, nesterov);
-        const int lane = threadIdx.x & 31, row0 = threadIdx.x / 128 * M_TILES * 64;
+        const int lane = threadIdx.x & 31, row0 = HALVES == 2 ? 0 : threadIdx.x / 128 * M_TILES * 64; // of the warpgroup, in a slot
+        // Steps one of STEP_PARTS parts of a tile in its slot: all of it or, with BESIDE, half of its columns.
+        const auto step_part = [&](const Sums &sums, int part) {
+            constexpr int OF_SLOT = STEP_PARTS / CHUNKS, EIGHTS = WIDE / 8 / OF_SLOT;
+            constexpr int TOGETHER = BESIDE ? 4 : 1; // pairs of weights that are read before any of them is written
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+                for (int first = 0; first < EIGHTS * 2; first += TOGETHER) {
+                    float2 w[TOGETHER], v[TOGETHER];
+                    const auto eight = [&](int i) { return part % OF_SLOT * EIGHTS + (first + i) / 2; };
+                    const auto row = [&](int i) { return row0 + 64 * m + row_of_sums((first + i) & 1); }; // the thread's two rows
+                    const auto within = [&](int i) { return row(i) * 128 + (((2 * eight(i) + (lane >> 1 & 1)) ^ (row(i) & 7)) << 4) + (lane & 1) * 8; };
+#pragma unroll
+                    for (int i = 0; i < TOGETHER; i++) w[i] = load_shared_pair(slots.at() + within(i)), v[i] = load_shared_pair(slots.at() + STATE_BYTES + within(i));
+#pragma unroll
+                    for (int i = 0; i < TOGETHER; i++) {
+                        const float *sum = sums.v[m] + 4 * (part * EIGHTS + (first + i) / 2) + 2 * ((first + i) & 1);
+                        sgd_step(sgd, sum[0], w[i].x, v[i].x);
+                        sgd_step(sgd, sum[1], w[i].y, v[i].y);
+                        store_shared_pair(slots.at() + within(i), w[i]);
+                        store_shared_pair(slots.at() + STATE_BYTES + within(i), v[i]);
+                        if (COPIES) {
+                            const u32 to = slots.at() + 2 * STATE_BYTES + row(i) * 64 + ((eight(i) ^ (row(i) >> 1 & 3)) << 4) + (lane & 3) * 4;
+                            asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack_bf16(w[i].x, w[i].y)) : "memory");
+                        }
+                    }
+                }
+        };
+        // Hands a slot that is stepped to the copy engine.
+        const auto send = [&] {
+            fence_shared(); // the copy engine reads what this thread wrote
+            __syncwarp();
+            if (lane == 0) barrier_arrive(slots.stepped());
+#pragma unroll
+            for (int half = 0; half < HALVES; half++) slots.next();
+        };
+#if BESIDE
+        if (threadIdx.x >= 128) slots.next();
+        Sums last; // of the tile before, which begins at column `last_col0` of `last_cols`
+        int last_col0 = 0, last_cols = 0;
+        const auto step_last = [&](int part) {
+            if (last_col0 + part / 2 * WIDE >= last_cols) return;
+            if (part % 2 == 0) barrier_wait(slots.come(), slots.parity);
+            step_part(last, part);
+            if (part % 2 == 1) send();
+        };
+#endif
         each_tile(one, two, [&](const Job &job, int, int col0) {
             // (rows, B) @ (B, columns) -> (rows, columns)
             Sums sums;
-            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k, int) { return k < batch ? job.scale[k] : 0.f; });
+            const auto factor = [&](int k, int) { return k < batch ? job.scale[k] : 0.f; };
+#if BESIDE
+            multiply<true, PRECISION != 1>(sums, ring, tiles, p, factor, Beside<decltype(step_last)>{step_last});
+            last = sums, last_col0 = col0, last_cols = job.cols;
+            pin(last.v[0]);
+#else
+            multiply<true, PRECISION != 1>(sums, ring, tiles, p, factor);
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
                 if (col0 + chunk * WIDE >= job.cols) break;
                 barrier_wait(slots.come(), slots.parity);
-#pragma unroll
-                for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-                    for (int j = 0; j < WIDE / 8; j++)
-#pragma unroll
-                        for (int half = 0; half < 2; half++) { // the thread's two rows
-                            const int at = row0 + 64 * m + row_of_sums(half);
-                            const u32 within = at * 128 + (((2 * j + (lane >> 1 & 1)) ^ (at & 7)) << 4) + (lane & 1) * 8;
-                            float2 w = load_shared_pair(slots.at() + within), v = load_shared_pair(slots.at() + STATE_BYTES + within);
-                            const float *sum = sums.v[m] + 4 * (chunk * (WIDE / 8) + j) + 2 * half;
-                            sgd_step(sgd, sum[0], w.x, v.x);
-                            sgd_step(sgd, sum[1], w.y, v.y);
-                            store_shared_pair(slots.at() + within, w);
-                            store_shared_pair(slots.at() + STATE_BYTES + within, v);
-                            if (COPIES) {
-                                const u32 to = slots.at() + 2 * STATE_BYTES + at * 64 + ((j ^ (at >> 1 & 3)) << 4) + (lane & 3) * 4;
-                                asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack_bf16(w.x, w.y)) : "memory");
-                            }
-                        }
-                fence_shared(); // the copy engine reads what this thread wrote
-                __syncwarp();
-                if (lane == 0) barrier_arrive(slots.stepped());
-                slots.next();
+                step_part(sums, chunk);
+                send();
             }
+#endif
         });
+#if BESIDE
+#pragma unroll
+        for (int part = 0; part < STEP_PARTS; part++) step_last(part);
+#endif
     }
 }

@@ -1,6 +1,8 @@
 //! The reference: the formulas in f64, written to be read and not to be fast. Every implementation on every device is
 //! checked against it; it is checked itself against central differences (`tests/gradients.rs`).
 
+use rayon::prelude::*;
+
 use crate::{
     device::Precision,
     rng::{Purpose, normal},
@@ -83,27 +85,38 @@ pub fn swiglu_f64(dims: Dims, x: &[f64], wf: &[f64], dz: &[f64]) -> Results {
     let mut out =
         Results { z: vec![0.0; batch * hidden], dx: vec![0.0; batch * inputs], dwf: vec![0.0; 2 * hidden * inputs] };
 
-    for b in 0..batch {
-        let x = &x[b * inputs..][..inputs];
-        let dx = &mut out.dx[b * inputs..][..inputs];
-        for h in 0..hidden {
-            let row = |r: usize| r * inputs..(r + 1) * inputs;
-            let (gate, up) = (&wf[row(h)], &wf[row(hidden + h)]);
-            let g: f64 = x.iter().zip(gate).map(|(x, w)| x * w).sum();
-            let u: f64 = x.iter().zip(up).map(|(x, w)| x * w).sum();
-            let s = sigmoid(g);
-            out.z[b * hidden + h] = g * s * u;
+    // Image by image: z, dx, and dg and du of each hidden unit.
+    let row = |r: usize| &wf[r * inputs..(r + 1) * inputs];
+    let images = x.par_chunks(inputs).zip(dz.par_chunks(hidden));
+    let outputs = out.z.par_chunks_mut(hidden).zip(out.dx.par_chunks_mut(inputs));
+    let gradients: Vec<Vec<(f64, f64)>> = images
+        .zip(outputs)
+        .map(|((x, dz), (z, dx))| {
+            let unit = |(h, (z, dz)): (usize, (&mut f64, &f64))| {
+                let (gate, up) = (row(h), row(hidden + h));
+                let g: f64 = x.iter().zip(gate).map(|(x, w)| x * w).sum();
+                let u: f64 = x.iter().zip(up).map(|(x, w)| x * w).sum();
+                let s = sigmoid(g);
+                *z = g * s * u;
 
-            let dz = dz[b * hidden + h];
-            let du = dz * g * s;
-            let dg = dz * u * s * (1.0 + g * (1.0 - s));
-            for (dx, (wg, wu)) in dx.iter_mut().zip(gate.iter().zip(up)) {
-                *dx += dg * wg + du * wu;
-            }
-            out.dwf[row(h)].iter_mut().zip(x).for_each(|(d, x)| *d += dg * x);
-            out.dwf[row(hidden + h)].iter_mut().zip(x).for_each(|(d, x)| *d += du * x);
+                let du = dz * g * s;
+                let dg = dz * u * s * (1.0 + g * (1.0 - s));
+                for (dx, (wg, wu)) in dx.iter_mut().zip(gate.iter().zip(up)) {
+                    *dx += dg * wg + du * wu;
+                }
+                (dg, du)
+            };
+            z.iter_mut().zip(dz).enumerate().map(unit).collect()
+        })
+        .collect();
+    // Row by row of dWf: the sum over all images.
+    out.dwf.par_chunks_mut(inputs).enumerate().for_each(|(r, dwf)| {
+        for (x, gradients) in x.chunks(inputs).zip(&gradients) {
+            let (dg, du) = gradients[r % hidden];
+            let d = if r < hidden { dg } else { du };
+            dwf.iter_mut().zip(x).for_each(|(dwf, x)| *dwf += d * x);
         }
-    }
+    });
     out
 }
 

@@ -33,7 +33,7 @@ pub(super) enum Held {
     Step(WeightStep),
 }
 
-/// The tile of a weight's step, and the slots of ROWS x 32 weights that stream past it.
+/// The tile of a weight's step, and the slots of 32 columns of weights that stream past it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepTile {
     /// The product's tile.
@@ -42,23 +42,32 @@ pub struct StepTile {
     pub slots: usize,
     /// Weights that a launch takes, one or two.
     pub jobs: usize,
+    /// Whether a tile is stepped beside the next one's product; each warpgroup then has slots of its own.
+    pub beside: bool,
 }
 
 impl StepTile {
     const fn new((warpgroups, cols, blocks): (usize, usize, usize), (stages, slots): (usize, usize)) -> StepTile {
         let tile = HopperTile { stages, ..hopper_tiles::tile(warpgroups, cols, 1, blocks) };
-        StepTile { tile, slots, jobs: 1 }
+        StepTile { tile, slots, jobs: 1, beside: false }
     }
 
     /// Its defines.
     pub fn defines(&self) -> Vec<(&'static str, u32)> {
-        [self.tile.defines(), vec![("STATE_SLOTS", self.slots as u32), ("JOBS", self.jobs as u32)]].concat()
+        let slots = self.slots as u32;
+        let own = vec![("STATE_SLOTS", slots), ("JOBS", self.jobs as u32), ("BESIDE", u32::from(self.beside))];
+        [self.tile.defines(), own].concat()
     }
 
     /// Bytes of dynamic shared memory: a slot holds weights and velocities, and in bf16 the copies; three barriers each.
     pub fn shared(&self, precision: Precision) -> usize {
         let weight = if precision == Precision::Bf16 { 10 } else { 8 };
-        self.tile.shared(precision) + self.slots * (self.tile.rows() * 32 * weight + 24)
+        self.tile.shared(precision) + self.slots * (self.slot_rows() * 32 * weight + 24)
+    }
+
+    /// Rows of a slot.
+    fn slot_rows(&self) -> usize {
+        if self.beside { 64 } else { self.tile.rows() }
     }
 
     /// Tiles of some weights (rows, columns) together.
@@ -67,10 +76,15 @@ impl StepTile {
     }
 
     /// The tile for weights (rows, cols) with gradients summed over `batch` rows: the largest that gives seven eighths of the
-    /// multiprocessors a block. At small batches it is a stream, which two small blocks a multiprocessor keep more even.
+    /// multiprocessors a block. At small batches it is a stream, which two small blocks a multiprocessor keep more even. In TF32, where
+    /// products take as long as weights need to pass, both run beside each other from four tiles a multiprocessor on.
     pub fn choose(chip: Chip, precision: Precision, batch: usize, shapes: &[(usize, usize)]) -> StepTile {
         const fn of(tile: (usize, usize, usize), ring: (usize, usize)) -> StepTile {
             StepTile::new(tile, ring)
+        }
+        let beside = StepTile { jobs: shapes.len(), beside: true, ..of((2, 128, 1), (6, 2)) };
+        if precision == Precision::Tf32 && batch > 256 && beside.count(shapes) >= 4 * chip.multiprocessors {
+            return beside;
         }
         let tiles: &[StepTile] = match (precision, batch <= 256) {
             (Precision::Tf32, true) => &[of((1, 64, 2), (2, 5))],
@@ -136,9 +150,9 @@ impl WeightStep {
     }
 
     /// What the kernel is told of it.
-    fn args(&self, cuda: &Cuda, tile: HopperTile) -> Result<Vec<Arg>> {
-        let (rows, cols) = self.shape;
-        let stream = |name, element, pointer| streamed(name, element, pointer, self.shape, tile.rows());
+    fn args(&self, cuda: &Cuda, chosen: &StepTile) -> Result<Vec<Arg>> {
+        let ((rows, cols), tile) = (self.shape, chosen.tile);
+        let stream = |name, element, pointer| streamed(name, element, pointer, self.shape, chosen.slot_rows());
         let value = stream("W", MapElement::F32, self.value)?;
         let copy = self.copy.map(|copy| stream("W in bf16", MapElement::Bf16, copy)).transpose()?;
         let head = [
@@ -228,7 +242,8 @@ impl Cuda {
         let chosen = StepTile::choose(self.chip(), self.precision(), last.batch, &shapes);
         let tile = chosen.tile;
         let [bias, bias_velocity] = bias.unwrap_or_default();
-        let jobs = other.iter().chain([&last]).map(|step| step.args(self, tile)).collect::<Result<Vec<_>>>()?.concat();
+        let jobs =
+            other.iter().chain([&last]).map(|step| step.args(self, &chosen)).collect::<Result<Vec<_>>>()?.concat();
         let of_bias = [Pointer(last.dy), Pointer(bias), Pointer(bias_velocity)];
         let sgd = self.sgd_args(&last.sgd.for_param(last.decays))?;
         let configuration = self.configuration("hopper_weight_step.cu", true, &chosen.defines());
@@ -243,6 +258,7 @@ impl Cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{measure::check::training::GPU_NETWORKS, swiglu::reference::Dims};
 
     #[test]
     fn the_tile_of_a_step_fits_its_multiprocessor() {
@@ -256,6 +272,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn many_tiles_are_stepped_beside_products_and_selftest_has_such_a_network() {
+        let beside = |precision, batch, shapes: &[_]| StepTile::choose(Chip::H200, precision, batch, shapes).beside;
+        assert!(beside(Precision::Tf32, 1024, &[(4096, 2048), (2048, 784)]));
+        assert!(!beside(Precision::Tf32, 1024, &[(2048, 1024), (1024, 784)]), "few tiles");
+        assert!(!beside(Precision::Tf32, 256, &[(8192, 4096)]), "few images");
+        assert!(
+            !beside(Precision::Bf16, 1024, &[(8192, 4096)]) && !beside(Precision::Fp32Emulated, 1024, &[(8192, 4096)])
+        );
+        let takes = |dims: &Dims| beside(Precision::Tf32, dims.batch, &[(2 * dims.hidden, dims.inputs)]);
+        assert!(GPU_NETWORKS.iter().any(|(dims, _)| takes(dims)), "selftest has a network that takes it");
     }
 
     #[test]
