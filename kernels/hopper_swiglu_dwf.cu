@@ -36,7 +36,7 @@ constexpr int STAYS_BYTES = B_STAYS ? B_BYTES : 0;
 constexpr int BOXES = (RESULTS - STAYS_BYTES) / BOX_BYTES / WARPGROUPS; // places for them that a warpgroup has
 // Neighbouring rows of sums that a warp has: TF32's rows stand in another order (row_of_sums), in which a warp has two eights of 32 rows, 16 apart.
 constexpr int TOGETHER = PRECISION == 1 ? 8 : 16;
-static_assert(!B_STAYS || (SPLIT_FP32 && M_TILES == 1 && !BESIDE), "a stage's products are the sums");
+static_assert(!B_STAYS || (SPLIT_FP32 && HANDS_REGISTERS && M_TILES == 1 && !BESIDE), "a stage's products are the sums, and its factors stay in registers");
 static_assert(BOXES >= 1 && RESULTS % 1024 == 0, "results pass beside the ring, which begins on 1024 bytes");
 
 // 64 rows x BOX_COLS columns of sums, from column 8 `j0` on, rounded, as a swizzled box at `box`.
