@@ -110,12 +110,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         int box = 0;
         if (!BESIDE) wait_for_last();
         const auto scale_at = [&](int k) { return k < batch ? scale[k] : 0.f; };
-        // One stage holds 64 images, whose factors a thread keeps for all its tiles.
-        constexpr bool HOLDS = SPLIT_FP32 && HANDS_REGISTERS;
-        float held[16];
-        if (HOLDS)
+#if B_STAYS
+        float held[16]; // a stage holds all images, whose factors a thread keeps for all its tiles
 #pragma unroll
-            for (int i = 0; i < 16; i++) held[i] = scale_at(i / 4 * 16 + (int)(threadIdx.x & 3) * 2 + i % 2 + i % 4 / 2 * 8);
+        for (int i = 0; i < 16; i++) held[i] = scale_at(i / 4 * 16 + (int)(threadIdx.x & 3) * 2 + i % 2 + i % 4 / 2 * 8);
+#endif
         // A tile's sums on their way, those of rows `row0` and columns `col0` on.
         const auto send = [&](const Sums &sums, int row0, int col0) {
 #pragma unroll
@@ -166,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #else
         for (u32 item = blockIdx.x; item < work; item += gridDim.x) {
             const TilePlace at = tile_place(item, tiles_a, tiles_b);
-            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k, int i) { return HOLDS && tiles == 1 ? held[i] : scale_at(k); });
+            multiply<true, PRECISION != 1>(sums, ring, tiles, p, [&](int k, int) { return scale_at(k); });
             if (!IDLE_WAITS && item + gridDim.x >= work) {
                 if (BESIDE) wait_for_last();
                 let_next_start();
