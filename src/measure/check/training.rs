@@ -51,7 +51,7 @@ pub const SMALL_NETWORKS: &[(Dims, usize)] =
 pub const GPU_NETWORKS: &[(Dims, usize)] = &[
     (Dims { batch: 51, inputs: 2056, hidden: 584 }, 1),
     (Dims { batch: 515, inputs: 72, hidden: 136 }, 2),
-    (Dims { batch: 259, inputs: 136, hidden: 16904 }, 1),
+    (Dims { batch: 259, inputs: 520, hidden: 6792 }, 1),
 ];
 
 /// Whole batches; one more step has what is left of the images.
