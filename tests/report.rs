@@ -194,13 +194,19 @@ fn the_steps_of_a_waterfall_multiply_to_the_whole_and_are_records() {
             let training = data.trainings.iter().any(|training| training_table::train_ms(training) == Some(step.ms));
             assert!(case || training, "{step:?} was measured");
         }
-        assert_eq!(way.steps[1].cause, Some(waterfall::Cause::Precision));
+        assert_eq!(way.steps[1].causes, [waterfall::Cause::Precision]);
     }
-    // Without the records of a step, the way goes on without it and says so.
+    // Without the records of a step, what it changed is part of the next, and of nothing where none comes after.
     let cases: Vec<_> =
         data.cases.iter().filter(|c| c.gates != mnist_swiglu::swiglu::Gates::Recompute).cloned().collect();
     let way = &waterfall::layer(&cases, waterfall::Goal::Fastest)[0];
-    assert_eq!(way.missing, [waterfall::Cause::Fusion]);
+    let last = way.steps.last().expect("a step");
+    assert_eq!(last.causes, [waterfall::Cause::Fusion, waterfall::Cause::Gates]);
+    assert!(way.missing.is_empty());
+    let liger: Vec<_> = cases.iter().filter(|c| c.swiglu == "liger-style").cloned().collect();
+    let way = &waterfall::layer(&liger, waterfall::Goal::Learning)[0];
+    use waterfall::Cause::{Fusion, Gates, OwnDwf};
+    assert_eq!(way.missing, [Fusion, Gates, OwnDwf]);
 }
 
 #[test]

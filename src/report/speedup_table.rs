@@ -24,7 +24,7 @@ pub fn table(data: &Data) -> Option<Table> {
     }
     table.notes.push(
         "From liger-style in fp32 with trained weights to the fastest. A factor above 1 is faster; their product is the whole; \
-         -: no such step, or no record of it. Precision and work left out are not equal work."
+         -: no such step, or no record of it; in ...: not measured apart. Precision and work left out are not equal work."
             .into(),
     );
     (!table.rows.is_empty()).then_some(table)
@@ -40,9 +40,11 @@ fn row(what: &str, way: &Waterfall) -> Vec<String> {
         time(way.steps.last()),
         format!("{:.2}", way.speedup()),
     ];
-    row.extend(CAUSES.iter().map(|cause| {
-        let factor = factors.iter().find(|(other, _)| other == cause);
-        factor.map_or_else(|| "-".into(), |(_, factor)| format!("{factor:.2}"))
+    // What was not measured apart is told in the column of the last of them.
+    row.extend(CAUSES.iter().map(|cause| match factors.iter().find(|(causes, _)| causes.contains(cause)) {
+        Some((causes, factor)) if causes.last() == Some(cause) => format!("{factor:.2}"),
+        Some((causes, _)) => causes.last().map_or_else(String::new, |last| format!("in {}", last.name())),
+        None => "-".into(),
     }));
     row
 }

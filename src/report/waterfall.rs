@@ -1,5 +1,5 @@
 //! Where a speedup comes from, step by step: from `liger-style` in fp32 with trained weights to the fastest mode. Every
-//! step is a measured record; one without a record is left out, and named.
+//! step is a measured record; what has none is part of the next one that has, and named there.
 
 use super::{
     data::{best_gates, shape, shape_name},
@@ -49,8 +49,8 @@ impl Cause {
 /// A measured point on the way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// What changed since the step before; none of the first.
-    pub cause: Option<Cause>,
+    /// What changed since the step before: one thing, or several where those between have no records; nothing of the first.
+    pub causes: Vec<Cause>,
     /// What is run here.
     pub label: String,
     /// What must be seen with the time: error of the layer, accuracy of a training.
@@ -70,7 +70,7 @@ pub struct Waterfall {
     pub device: String,
     /// In the order in which they were taken; never empty.
     pub steps: Vec<Step>,
-    /// What has no record, so that it is not among the steps.
+    /// What has no record, nor one after it that it could be part of, so that it is not among the steps.
     pub missing: Vec<Cause>,
     /// Fewest samples of a step.
     pub samples: usize,
@@ -85,13 +85,22 @@ impl Waterfall {
         }
     }
 
-    /// Each change with its factor: more than 1 is faster.
-    pub fn factors(&self) -> Vec<(Cause, f64)> {
-        self.steps.windows(2).filter_map(|pair| Some((pair[1].cause?, pair[0].ms / pair[1].ms))).collect()
+    /// Each step's changes with their factor: more than 1 is faster.
+    pub fn factors(&self) -> Vec<(&[Cause], f64)> {
+        self.steps.windows(2).map(|pair| (pair[1].causes.as_slice(), pair[0].ms / pair[1].ms)).collect()
     }
 
-    /// The change that brought most, if one brought anything.
-    pub fn largest(&self) -> Option<(Cause, f64)> {
+    /// The next step of the way; without a record what changed is part of the step after it.
+    fn go(&mut self, cause: Cause, found: Option<(Step, usize)>) {
+        self.missing.push(cause);
+        if let Some((step, samples)) = found {
+            self.samples = self.samples.min(samples);
+            self.steps.push(Step { causes: std::mem::take(&mut self.missing), ..step });
+        }
+    }
+
+    /// The step that brought most, if one brought anything.
+    pub fn largest(&self) -> Option<(&[Cause], f64)> {
         self.factors().into_iter().filter(|(_, factor)| *factor > 1.0).max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
@@ -162,17 +171,11 @@ impl Way<'_> {
         let mut way = Waterfall {
             setting: self.setting.clone(),
             device: self.device.clone(),
-            steps: vec![step(None, start)],
+            steps: vec![step(start)],
             missing: Vec::new(),
             samples: start.samples,
         };
-        let mut go = |cause: Cause, case: Option<&Case>| match case {
-            Some(case) => {
-                way.samples = way.samples.min(case.samples);
-                way.steps.push(step(Some(cause), case));
-            }
-            None => way.missing.push(cause),
-        };
+        let mut go = |cause: Cause, case: Option<&Case>| way.go(cause, case.map(|case| (step(case), case.samples)));
         if precision != Precision::Fp32 {
             go(Cause::Precision, self.find(LIGER_STYLE.name, precision, Pass::Step, None));
         }
@@ -194,10 +197,10 @@ impl Way<'_> {
     }
 }
 
-fn step(cause: Option<Cause>, case: &Case) -> Step {
+fn step(case: &Case) -> Step {
     let launches = format!("{} launch{}", case.launches, if case.launches == 1 { "" } else { "es" });
     Step {
-        cause,
+        causes: Vec::new(),
         label: format!("{}, {}, {launches}", case.swiglu, case.precision.name()),
         quality: case.rel_err.map_or(String::new(), |error| format!("error {error:.0e}")),
         ms: case.median_ms.unwrap_or_default(),
@@ -237,7 +240,7 @@ fn walk_trainings(here: &[&Training]) -> Option<Waterfall> {
     let mut way = Waterfall {
         setting: end::setting_name(config),
         device: config.device.clone(),
-        steps: vec![training_step(None, start)],
+        steps: vec![training_step(start)],
         missing: Vec::new(),
         samples: start.epochs.len(),
     };
@@ -258,26 +261,22 @@ fn walk_trainings(here: &[&Training]) -> Option<Waterfall> {
         if cause == Cause::OneLaunch {
             persistent = found.is_some();
         }
-        match found {
-            None if cause == Cause::OneLaunch => {} // for small networks on some GPUs alone
-            Some(training) => {
-                way.samples = way.samples.min(training.epochs.len());
-                way.steps.push(training_step(Some(cause), training));
-            }
-            None => way.missing.push(cause),
+        // For small networks on some GPUs alone.
+        if found.is_some() || cause != Cause::OneLaunch {
+            way.go(cause, found.map(|training| (training_step(training), training.epochs.len())));
         }
     }
     way.kept()
 }
 
-fn training_step(cause: Option<Cause>, training: &Training) -> Step {
+fn training_step(training: &Training) -> Step {
     let config = &training.configuration;
     let launches = match config.steps {
         Steps::Persistent => String::new(),
         Steps::Auto | Steps::Launches => format!(", {} launches", training.launches),
     };
     Step {
-        cause,
+        causes: Vec::new(),
         label: format!("{}, {}{launches}", training.name(), config.precision.name()),
         quality: end::accuracy(training).map_or(String::new(), |share| format!("{:.2} %", 100.0 * share)),
         ms: end::train_ms(training).unwrap_or_default(),

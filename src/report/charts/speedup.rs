@@ -105,9 +105,9 @@ fn bars(way: &Waterfall) -> Vec<Bar> {
     let mut bars = Vec::new();
     let mut before: Option<f64> = None;
     for step in &way.steps {
-        let words = match step.cause {
+        let words = match before {
             None => format!("start: {}", step.label),
-            Some(cause) => format!("{}: {}", cause.name(), step.label),
+            Some(_) => format!("{}: {}", names(&step.causes), step.label),
         };
         let factor = before.map_or(String::new(), |before| format!(" ({:.2} x)", before / step.ms));
         let quality = if step.quality.is_empty() { String::new() } else { format!(", {}", step.quality) };
@@ -123,7 +123,7 @@ fn bars(way: &Waterfall) -> Vec<Bar> {
                 Some(_) => LOSS,
             },
             spread: step.spread,
-            less_work: step.cause == Some(Cause::LessWork),
+            less_work: step.causes.contains(&Cause::LessWork),
             ..Bar::default()
         });
         before = Some(step.ms);
@@ -133,8 +133,8 @@ fn bars(way: &Waterfall) -> Vec<Bar> {
 
 fn caption(way: &Waterfall) -> String {
     let mut said = match way.largest() {
-        Some((cause, factor)) => {
-            format!("At {}, most comes from {}: {factor:.2} of {:.2} times.", way.setting, cause.name(), way.speedup())
+        Some((causes, factor)) => {
+            format!("At {}, most comes from {}: {factor:.2} of {:.2} times.", way.setting, names(causes), way.speedup())
         }
         None => format!("At {}, no step makes it faster.", way.setting),
     };
@@ -142,19 +142,26 @@ fn caption(way: &Waterfall) -> String {
         .factors()
         .into_iter()
         .filter(|(_, factor)| *factor < 0.995)
-        .map(|(cause, factor)| format!("{} alone costs time ({factor:.2} x)", cause.name()))
+        .map(|(causes, factor)| {
+            let alone = if causes.len() == 1 { "alone costs" } else { "together cost" };
+            format!("{} {alone} time ({factor:.2} x)", names(causes))
+        })
         .collect();
     if !lost.is_empty() {
         said.push_str(&format!(" {}.", capital(&joined(&lost))));
     }
-    if way.steps.iter().all(|step| step.cause != Some(Cause::Precision)) && !way.missing.contains(&Cause::Precision) {
+    if way.steps.iter().all(|step| !step.causes.contains(&Cause::Precision)) && !way.missing.contains(&Cause::Precision)
+    {
         said.push_str(" The fastest is in fp32, so that no step changes the precision.");
     }
     if !way.missing.is_empty() {
-        let names: Vec<String> = way.missing.iter().map(|cause| cause.name().to_owned()).collect();
-        said.push_str(&format!(" Not measured, and so not shown: {}.", joined(&names)));
+        said.push_str(&format!(" Not measured, and so not shown: {}.", names(&way.missing)));
     }
     said
+}
+
+fn names(causes: &[Cause]) -> String {
+    joined(&causes.iter().map(|cause| cause.name().to_owned()).collect::<Vec<_>>())
 }
 
 fn capital(words: &str) -> String {
