@@ -45,12 +45,10 @@ extern "C" __global__ void __launch_bounds__(256) hopper_epoch(const u8 *images,
         u16 *lo = planes + offset(count, pixels);
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            const float a = v[i] * by.up, b = v[i + 1] * by.up;
-            const u32 high = pack_fp16(a, b);
-            float ah, bh;
-            unpack_fp16(high, ah, bh);
-            *(u32 *)(planes + to + i) = high;
-            *(u32 *)(lo + to + i) = pack_fp16(a - ah, b - bh);
+            u32 hi, low;
+            split_fp16(v[i] * by.up, v[i + 1] * by.up, hi, low);
+            *(u32 *)(planes + to + i) = hi;
+            *(u32 *)(lo + to + i) = low;
         }
 #else
         *(uint4 *)(x + to) = pack16(v, 0.f);

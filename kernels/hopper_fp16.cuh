@@ -12,6 +12,14 @@ DEVICE void unpack_fp16(u32 v, float &first, float &second) {
     asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}" : "=f"(first), "=f"(second) : "r"(v));
 }
 
+// Two numbers as hi, what is near them, and lo, what is left.
+DEVICE void split_fp16(float first, float second, u32 &hi, u32 &lo) {
+    float a, b;
+    hi = pack_fp16(first, second);
+    unpack_fp16(hi, a, b);
+    lo = pack_fp16(first - a, second - b);
+}
+
 // The power of two that brings numbers up to `largest` into fp16 (it becomes 2^14 to 2^15; what is below 2^-112 stays small), and the one back.
 struct Scale {
     float up, down;
@@ -19,6 +27,11 @@ struct Scale {
 DEVICE Scale scale_of(float largest) {
     const u32 exponent = max(__float_as_uint(largest) >> 23, 15u);
     return Scale{__uint_as_float((268u - exponent) << 23), __uint_as_float((exponent - 14u) << 23)};
+}
+// The largest of the four threads that share a fragment's rows.
+DEVICE float most_of_row(float v) {
+    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
 }
 
 // Bytes as fp16, exactly, two a register: 1024 + p is 0x6400 | p. The first two of four, the last two; of each half of a register the low byte or the high one.

@@ -239,21 +239,13 @@ template <bool A_MN, class Factor> DEVICE void split_rows(SplitRows &out, u32 a,
         }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 1));
-        most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffffu, most[r], 2));
-        const Scale scale = scale_of(most[r]);
+        const Scale scale = scale_of(most_of_row(most[r]));
         const float up = scale.up;
         out.down[r] = scale.down;
 #pragma unroll
         for (int s = 0; s < 4; s++)
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const float x = v[s][r][2 * h] * up, y = v[s][r][2 * h + 1] * up;
-                float xh, yh;
-                out.hi[s][r + 2 * h] = pack_fp16(x, y);
-                unpack_fp16(out.hi[s][r + 2 * h], xh, yh);
-                out.lo[s][r + 2 * h] = pack_fp16(x - xh, y - yh);
-            }
+            for (int h = 0; h < 2; h++) split_fp16(v[s][r][2 * h] * up, v[s][r][2 * h + 1] * up, out.hi[s][r + 2 * h], out.lo[s][r + 2 * h]);
     }
 }
 // The three products of a stage, from zero; they run until wgmma_wait.
@@ -431,6 +423,11 @@ DEVICE void multiply(Sums &sums, Ring &ring, int tiles, const Place &p, const Fa
             }
         }
     }
+}
+// A thread's factors of COUNT / 2 eights of images from `image0` on, of two of each: in the order of its sums. Past the end the last image's.
+template <int COUNT> DEVICE void load_factors(float (&to)[COUNT], const float *factors, int image0, int batch) {
+#pragma unroll
+    for (int j = 0; j < COUNT; j++) to[j] = factors[min(image0 + 8 * (j / 2) + (int)(threadIdx.x & 3) * 2 + j % 2, batch - 1)];
 }
 struct One {
     DEVICE float operator()(int, int) const { return 1.f; }

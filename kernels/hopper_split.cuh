@@ -32,11 +32,9 @@ DEVICE void split_row(const Load &load, const Write &write, u16 *hi, u16 *lo, fl
     const auto put = [&](int i, float4 v) {
         write(i, v);
         v.x *= scale.up, v.y *= scale.up, v.z *= scale.up, v.w *= scale.up;
-        float h[4];
-        const u32 low = pack_fp16(v.x, v.y), high = pack_fp16(v.z, v.w);
-        unpack_fp16(low, h[0], h[1]), unpack_fp16(high, h[2], h[3]);
-        *(uint2 *)(hi + i) = make_uint2(low, high);
-        *(uint2 *)(lo + i) = make_uint2(pack_fp16(v.x - h[0], v.y - h[1]), pack_fp16(v.z - h[2], v.w - h[3]));
+        uint2 near, left;
+        split_fp16(v.x, v.y, near.x, left.x), split_fp16(v.z, v.w, near.y, left.y);
+        *(uint2 *)(hi + i) = near, *(uint2 *)(lo + i) = left;
     };
 #pragma unroll
     for (int i = 0; i < KEPT_VECTORS; i++)

@@ -85,11 +85,7 @@ DEVICE void store_weights(const float (&w)[4], u32 box, int row, int q, int lane
 #pragma unroll
         for (int j = 0; j < 2; j++) store_shared_pair(weights_of(box, row, q, j, lane), make_float2(w[2 * j], w[2 * j + 1]));
 }
-// The largest, and the sum, of the four threads that share a fragment's rows.
-DEVICE float most_of_row(float v) {
-    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
+// The sum of the four threads that share a fragment's rows.
 DEVICE float sum_of_row(float v) {
     v += __shfl_xor_sync(0xffffffffu, v, 1);
     return v + __shfl_xor_sync(0xffffffffu, v, 2);
@@ -101,7 +97,8 @@ struct Gradients {
     u32 a[4][4];
     float db[2];
     DEVICE void load(u32 tile, int lane) {
-        load_over_images<DY_PITCH>(a, tile, 0, lane);
+#pragma unroll
+        for (int s = 0; s < 4; s++) ldmatrix4_trans(a[s], tile + (16 * s + (lane & 7) + (lane >> 4) * 8) * DY_PITCH + (lane >> 3 & 1) * 16);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             db[h] = 0.f;
@@ -146,13 +143,8 @@ struct Outputs {
 template <int COUNT> struct Left {
     u32 hi[COUNT][4], lo[PRECISION == 3 ? COUNT : 1][4];
     DEVICE void put(int step, int q, float first, float second, float up) {
-        first *= up, second *= up;
-        hi[step][q] = pack_fp16(first, second);
-        if (PRECISION == 3) {
-            float a, b;
-            unpack_fp16(hi[step][q], a, b);
-            lo[step][q] = pack_fp16(first - a, second - b);
-        }
+        if (PRECISION == 3) split_fp16(first * up, second * up, hi[step][q], lo[step][q]);
+        else hi[step][q] = pack_fp16(first * up, second * up);
     }
 };
 // dy^T, 16 outputs by 64 images, from a tile whose rows are images; what brings a row back from fp16; the sums of rows.

@@ -14,15 +14,8 @@ DEVICE int thread() {
     return t;
 }
 
-DEVICE void store_shared(u32 address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
 DEVICE void store_shared(u32 address, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory"); }
 DEVICE void store_shared16(u32 address, uint4 v) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
-// The transpose of 8 x 8 elements of 16 bits that a warp holds, two neighbours of a row a thread.
-DEVICE u32 transposed(u32 v) {
-    u32 out;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
-    return out;
-}
 // As products read it: TF32 rounded, others as it is.
 DEVICE u32 as_operand(float v) { return PRECISION == 1 ? round_tf32(__float_as_uint(v)) : __float_as_uint(v); }
 
@@ -57,17 +50,4 @@ DEVICE void multiply(float (&sums)[2][2], const u32 (&a)[4], const u32 (&b)[2]) 
 #endif
 }
 
-// The left operand A^T of a product that sums over images, from a tile whose rows are images: columns m .. m + 16 of it, for all of K. PITCH: bytes of a row.
-constexpr int IMAGE_STEPS = IMAGES / K_STEP;
-template <int PITCH> DEVICE void load_over_images(u32 (&a)[IMAGE_STEPS][4], u32 tile, int m, int lane) {
-#pragma unroll
-    for (int step = 0; step < IMAGE_STEPS; step++) {
-        const int k = step * K_STEP;
-        if constexpr (sizeof(T) == 2) {
-            ldmatrix4_trans(a[step], tile + (k + (lane & 7) + (lane >> 4) * 8) * PITCH + (m + (lane >> 3 & 1) * 8) * 2);
-        } else {
-#pragma unroll
-            for (int q = 0; q < 4; q++) a[step][q] = as_operand(__uint_as_float(load_shared(tile + (k + (lane & 3) + q / 2 * 4) * PITCH + (m + lane / 4 + q % 2 * 8) * 4)));
-        }
-    }
-}
+constexpr int IMAGE_STEPS = IMAGES / K_STEP; // of a product that sums over images

@@ -346,10 +346,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 // Each part's sums are scaled before they are added up; the scales come while it is multiplied.
                 Sums all;
                 const auto scaled = [&](int from, int to, int part, bool more) {
-                    const float *down = plane_scale + part * batch;
                     float scale[COLS / 4];
-#pragma unroll
-                    for (int j = 0; j < COLS / 4; j++) scale[j] = down[min(at.b + 8 * (j / 2) + (int)(threadIdx.x & 3) * 2 + j % 2, batch - 1)];
+                    load_factors(scale, plane_scale + part * batch, at.b, batch);
                     multiply<true, false>(sums, ring, to - from, p, One());
 #pragma unroll
                     for (int m = 0; m < M_TILES; m++)

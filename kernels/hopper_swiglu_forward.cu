@@ -135,14 +135,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             const TilePlace at = place_of(item);
             const int first_unit = at.a, first_image = at.b + p.split * SHARE_COLS;
             float image_scale[SHARE_COLS / 4]; // of the images that a thread finishes
-            const auto ask_scales = [&] {
-#pragma unroll
-                for (int j = 0; j < SHARE_COLS / 4; j++) image_scale[j] = scale[min(first_image + 8 * (j / 2) + (int)(threadIdx.x & 3) * 2 + j % 2, batch - 1)];
-            };
             constexpr bool ASKS_EARLY = MIN_BLOCKS == 1; // else there are no registers to hold them while the product runs
             if (SPLIT_FP32 && ASKS_EARLY) {
                 wait_for_last();
-                ask_scales();
+                load_factors(image_scale, scale, first_image, batch);
             }
             multiply<false, false>(sums, ring, end - begin, p, One());
             if (item + clusters >= work) let_next_start();
@@ -150,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
             // From here on the loader fills the ring for the next tile.
             Totals total;
             add_up(total, sums, ring, p);
-            if (SPLIT_FP32 && !ASKS_EARLY) ask_scales();
+            if (SPLIT_FP32 && !ASKS_EARLY) load_factors(image_scale, scale, first_image, batch);
             if (SPLITS > 1) barrier_among(1, MULTIPLIERS); // everyone has read what results are now put over
             if (gates) send_tile<Sent<true>>(with_gates, total, to_z, to_gates, image_scale, first_unit, first_image, batch);
             else send_tile<Sent<false>>(alone, total, to_z, to_gates, image_scale, first_unit, first_image, batch);
