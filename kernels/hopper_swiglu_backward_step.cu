@@ -30,6 +30,7 @@
 #endif
 #ifndef KEPT
 #define KEPT 2
+#define KEPT_VELOCITY 2
 #endif
 constexpr int COLUMNS = 128, UNITS = 16, ROWS = 2 * UNITS; // of a block; of a stage
 constexpr bool HANDS_REGISTERS = PRECISION == 3; // from the warps that copy to those that multiply, which need more than a thread's share
@@ -76,13 +77,13 @@ DEVICE void load_x(u32 (&a)[IMAGE_STEPS][4], const T *x, int col, int batch, int
         }
     }
 }
-// How long L2 is to hold what passes: what is written goes first, but for KEPT sixteenths of the weights and velocities, which are there still when the next step asks.
+// How long L2 is to hold what passes: what is written goes first, but for `kept` sixteenths, which are there still when the forward or the next step asks.
 struct Keeping {
     u64 normal, first, last;
     DEVICE Keeping() : normal(stays()), first(evict_first()), last(evict_last()) {}
-    DEVICE static bool keeps(int unit, int col) { return (unit / 64 + col / 64) % 16 < KEPT; }
-    DEVICE u64 read(int unit, int col) const { return keeps(unit, col) ? last : normal; }
-    DEVICE u64 written(int unit, int col) const { return keeps(unit, col) ? last : first; }
+    DEVICE static bool keeps(int unit, int col, int kept) { return (unit / 64 + col / 64) % 16 < kept; }
+    DEVICE u64 read(int unit, int col, int kept) const { return keeps(unit, col, kept) ? last : normal; }
+    DEVICE u64 written(int unit, int col, int kept) const { return keeps(unit, col, kept) ? last : first; }
 };
 
 // A thread's share of the g, u and dz that are read at once: 16 bytes each, of one image.
@@ -135,8 +136,8 @@ extern "C" __global__ void __launch_bounds__(ROOM, 1)
                 for (int box = 0; box < BOXES; box++) {
                     const u32 to = stages.at() + box * BOX_BYTES;
                     const int col = col0 + 32 * box;
-                    tma_load_as(keeping.read(unit, col), to, weight, stages.come(), col, unit, 0);
-                    tma_load_as(keeping.read(unit, col), to + STATE_BYTES, velocity, stages.come(), col, unit, 0);
+                    tma_load_as(keeping.read(unit, col, KEPT), to, weight, stages.come(), col, unit, 0);
+                    tma_load_as(keeping.read(unit, col, KEPT_VELOCITY), to + STATE_BYTES, velocity, stages.come(), col, unit, 0);
                 }
             }
         } else if (threadIdx.x == WORKERS + 32) {
@@ -148,8 +149,8 @@ extern "C" __global__ void __launch_bounds__(ROOM, 1)
                     const u32 from = stages.at() + box * BOX_BYTES;
                     const int col = col0 + 32 * box;
                     if (col >= inputs) break;
-                    tma_store(weight, from, col, unit, 0, keeping.written(unit, col));
-                    tma_store(velocity, from + STATE_BYTES, col, unit, 0, keeping.written(unit, col));
+                    tma_store(weight, from, col, unit, 0, keeping.written(unit, col, KEPT));
+                    tma_store(velocity, from + STATE_BYTES, col, unit, 0, keeping.written(unit, col, KEPT_VELOCITY));
                     if (COPIES) tma_store(copy, stages.at() + 2 * STATE_BYTES + box * (BOX_BYTES / 2), col, unit, 0, keeping.normal);
                 }
                 stores_commit();

@@ -474,6 +474,7 @@ fn tiles_are_tuned_once_kept_on_disk_and_those_of_a_checkpoint_come_first() {
 fn every_candidate_gives_what_the_rules_choice_gives_and_tuning_is_quick() {
     let Some((_guard, _)) = gpu() else { return };
     println!("| problem | rule us | best us | ratio | best | timed | tuning ms |\n|---|---|---|---|---|---|---|");
+    let (mut tuned, mut left) = (0, 0);
     for precision in [Precision::Bf16, Precision::Tf32, Precision::Fp32Emulated, Precision::Fp32] {
         for width in [2048, 4096] {
             for batch in [64, 256, 1024] {
@@ -487,12 +488,21 @@ fn every_candidate_gives_what_the_rules_choice_gives_and_tuning_is_quick() {
                             continue;
                         }
                         let Chosen { problem, tile, timed, us, tuning_ms, .. } = &chosen;
-                        let ((rule, best), ms) = (us.expect("times"), tuning_ms.expect("a time"));
+                        let (Some((rule, best)), Some(ms)) = (us, tuning_ms) else {
+                            // Its turns lay too far apart to be compared, and it says so.
+                            assert_eq!(chosen.by, By::Rule, "{chosen:?}");
+                            let warning = cuda.take_warning().expect("a reason").to_string();
+                            assert!(warning.contains("something else uses the GPU"), "{warning}");
+                            println!("| {problem} | | | | {tile} | 0 | {warning} |");
+                            left += 1;
+                            continue;
+                        };
+                        tuned += 1;
                         println!(
                             "| {problem} | {rule:.2} | {best:.2} | {:.3} | {tile} | {timed} | {ms:.0} |",
                             best / rule
                         );
-                        assert!(ms < 3000.0, "{chosen:?}");
+                        assert!(*ms < 3000.0, "{chosen:?}");
                     }
                     // One that differs would be left out with a warning.
                     let warning = cuda.take_warning();
@@ -501,6 +511,11 @@ fn every_candidate_gives_what_the_rules_choice_gives_and_tuning_is_quick() {
             }
         }
     }
+    assert!(
+        tuned > 4 * left,
+        "{left} of {} problems met a busy GPU: run this test with nothing else on it",
+        tuned + left
+    );
 }
 
 #[test]

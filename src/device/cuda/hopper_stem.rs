@@ -27,11 +27,6 @@ const OUTPUTS: usize = 16;
 const COLUMNS: usize = 64;
 const CHUNKS: usize = 13;
 
-/// The least width for which one pass over the weights wins: a narrower network's step is a chain of waits, which it does not shorten.
-pub(crate) fn narrowest(precision: Precision) -> usize {
-    if precision == Precision::Fp32Emulated { 2048 } else { 1024 }
-}
-
 /// Whether the images are bytes, and not of the precision's elements: see the kernel's head.
 pub(super) fn reads_bytes(precision: Precision) -> bool {
     precision != Precision::Bf16
@@ -74,7 +69,7 @@ impl Cuda {
     /// epoch is laid out. All steps of such a training do, so that numbers do not depend on which steps share a graph.
     pub(crate) fn passes_stem_once(&self, batch: usize, inputs: usize, outputs: usize) -> bool {
         let fits = batch <= IMAGES && inputs <= CHUNKS * COLUMNS && inputs.is_multiple_of(16);
-        self.takes_linear(inputs, outputs) && fits && outputs >= narrowest(self.precision())
+        self.takes_linear(inputs, outputs) && fits
     }
 
     /// Whether this step does, whose images are at `place`: its epoch was laid out for whole batches, and only those of a training in

@@ -12,7 +12,7 @@ use crate::{
         cuda::{
             Cuda,
             context::Chip,
-            hopper_stem::{IMAGES, narrowest},
+            hopper_stem::IMAGES,
             modules::{
                 Arg::{Int, Map, Pointer},
                 Grid,
@@ -28,7 +28,7 @@ const FILE: &str = "hopper_swiglu_backward_step.cu";
 /// Columns of Wf a block, and hidden units of a stage: as in the kernel.
 const COLUMNS: usize = 128;
 const UNITS: usize = 16;
-/// Of weights and velocities, what L2 keeps from a step to the next.
+/// What L2 keeps from a step to the next: more would not stay beside all else that passes.
 const KEPT_BYTES: usize = 9 << 20;
 
 /// What the kernel is compiled for, and how Wf is dealt out.
@@ -36,8 +36,8 @@ const KEPT_BYTES: usize = 9 << 20;
 pub struct StepShape {
     precision: Precision,
     stages: usize,
-    /// Sixteenths of Wf and its velocity that L2 is asked to keep until the next step wants them.
-    kept: usize,
+    /// Sixteenths of Wf, and of its velocity, that L2 is asked to keep until the forward and the next step want them.
+    kept: (usize, usize),
     /// Blocks that share 64 columns of Wf, each with a range of the hidden units.
     pub splits: usize,
 }
@@ -46,14 +46,24 @@ impl StepShape {
     /// For Wf (2 * `hidden`, `inputs`): as many ranges as give no multiprocessor two blocks.
     pub fn fitting(chip: Chip, precision: Precision, inputs: usize, hidden: usize) -> StepShape {
         let splits = (chip.multiprocessors / inputs.div_ceil(COLUMNS)).clamp(1, hidden.div_ceil(2 * UNITS));
-        // About 8 MB: more would not stay beside all else that passes. More sixteenths of less weights were not measured.
-        let kept = (KEPT_BYTES * 16 / (2 * 2 * hidden * inputs * 4)).min(2);
+        // A weight is read twice in a step, or written in two precisions; a velocity is read once. fp32-emulated was measured to lose at some widths.
+        let sixteenths = KEPT_BYTES * 16 / (2 * hidden * inputs * 4);
+        let kept = match precision {
+            Precision::Fp32Emulated => ((sixteenths / 2).min(2), (sixteenths / 2).min(2)),
+            Precision::Fp32 | Precision::Tf32 | Precision::Bf16 => (sixteenths.min(16), 0),
+        };
         StepShape { precision, stages: 5, kept, splits }
     }
 
     /// Its defines.
     pub fn defines(&self) -> Vec<(&'static str, u32)> {
-        vec![("STAGES", self.stages as u32), ("KEPT", self.kept as u32), ("SHARED_BYTES", self.shared() as u32)]
+        let (weights, velocities) = self.kept;
+        vec![
+            ("STAGES", self.stages as u32),
+            ("KEPT", weights as u32),
+            ("KEPT_VELOCITY", velocities as u32),
+            ("SHARED_BYTES", self.shared() as u32),
+        ]
     }
 
     /// Bytes of shared memory: stages of weights, velocities and (bf16) copies, two tiles of dgates, barriers.
@@ -89,7 +99,7 @@ fn gates_and_ups(name: &str, element: MapElement, tensor: &Tensor) -> Result<Ten
 
 /// Whether the one-pass backward takes a layer of this shape.
 pub fn takes(cuda: &Cuda, dims: Dims) -> bool {
-    hopper::takes(cuda, dims) && dims.batch <= IMAGES && dims.inputs >= narrowest(cuda.precision())
+    hopper::takes(cuda, dims) && dims.batch <= IMAGES
 }
 
 /// dx = [dg | du] Wf: (B, 2H) @ (2H, D) -> (B, D), and Wf <- SGD with dWf = [dg | du]^T x: (2H, B) @ (B, D) -> (2H, D), in one
