@@ -491,9 +491,10 @@ fn every_candidate_gives_what_the_rules_choice_gives_and_tuning_is_quick() {
                         let (Some((rule, best)), Some(ms)) = (us, tuning_ms) else {
                             // Its turns lay too far apart to be compared, and it says so.
                             assert_eq!(chosen.by, By::Rule, "{chosen:?}");
-                            let warning = cuda.take_warning().expect("a reason").to_string();
-                            assert!(warning.contains("something else uses the GPU"), "{warning}");
-                            println!("| {problem} | | | | {tile} | 0 | {warning} |");
+                            let warning = cuda.take_warning().expect("a reason");
+                            let reason = std::error::Error::source(&warning).expect("a cause").to_string();
+                            assert!(reason.contains("something else uses the GPU"), "{warning}: {reason}");
+                            println!("| {problem} | | | | {tile} | 0 | {reason} |");
                             left += 1;
                             continue;
                         };

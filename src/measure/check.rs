@@ -40,9 +40,10 @@ pub const SHAPES: &[Dims] = &[
     dims(203, 520, 424),
 ];
 
-/// Beside those on a GPU: more tiles than multiprocessors, in the forward and in dx, so that blocks that stay take several; and a
-/// small batch with weights that let TF32's dWf run beside dx.
-pub const LARGE_SHAPES: &[Dims] = &[dims(2310, 72, 1032), dims(2310, 2056, 72), dims(50, 1032, 2056)];
+/// Beside those on a GPU: more tiles than multiprocessors, in the forward and in dx, so that blocks that stay take several; a small
+/// batch with weights that let TF32's dWf run beside dx; and bf16's sums in halves, in the forward and in dx.
+pub const LARGE_SHAPES: &[Dims] =
+    &[dims(2310, 72, 1032), dims(2310, 2056, 72), dims(50, 1032, 2056), dims(50, 2056, 520), dims(203, 2056, 2056)];
 
 const fn dims(batch: usize, inputs: usize, hidden: usize) -> Dims {
     Dims { batch, inputs, hidden }

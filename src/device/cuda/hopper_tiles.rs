@@ -219,6 +219,10 @@ pub fn forward(chip: Chip, precision: Precision, batch: usize, inputs: usize, hi
         ],
         _ => &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(2, 64, 1, 1), tile(1, 64, 1, 1), tile(1, 64, 2, 2)],
     };
+    // In bf16 halves of a sum meet for nothing where it is short, or where blocks of whole sums are many.
+    let blocks = (2 * hidden).div_ceil(64) * batch.div_ceil(64);
+    let halves = precision != Precision::Bf16 || inputs >= 1024 && inputs >= 32 * blocks;
+    let tiles = if halves { tiles } else { &tiles[..tiles.len() - 1] };
     let tile = first_that_fills(chip, precision, &with_results(tiles, precision), (2 * hidden, batch), &[inputs]);
     // Where a product goes on for long enough to heat the chip, two blocks read the batch's tiles for both.
     let long = tile.count(2 * hidden, batch) >= 6 * chip.multiprocessors && precision == Precision::Bf16;
@@ -258,9 +262,18 @@ pub fn backward_dx(
             tile(1, 64, 2, 1),
             tile(1, 64, 4, 2),
         ],
-        Precision::Bf16 | Precision::Fp32 => {
+        // Of a short sum halves are not worth a cluster.
+        Precision::Bf16 | Precision::Fp32 if 2 * hidden < 4096 => {
             &[tile(2, 256, 1, 1), tile(2, 128, 1, 1), tile(1, 128, 1, 1), tile(1, 64, 1, 1), tile(1, 64, 2, 1)]
         }
+        Precision::Bf16 | Precision::Fp32 => &[
+            tile(2, 256, 1, 1),
+            tile(2, 128, 1, 1),
+            tile(1, 128, 1, 1),
+            tile(1, 128, 2, 1),
+            tile(1, 64, 1, 1),
+            tile(1, 64, 2, 1),
+        ],
     };
     // Gates made again: the same blocks also take the forward's product, which has twice the rows.
     let sums = if saved { &[2 * hidden][..] } else { &[2 * hidden, inputs] };
@@ -284,21 +297,17 @@ const BOX: usize = 64 * 128;
 /// The tile of dWf. `results` is a few boxes for each warpgroup: in bf16 at large batches all of a tile.
 pub fn dwf(chip: Chip, precision: Precision, batch: usize, inputs: usize, hidden: usize) -> HopperTile {
     let bf16 = precision == Precision::Bf16;
-    // Two blocks of 128 x 128: what one writes goes beside what the other multiplies. Measured at 64 and 256 images.
-    let two = HopperTile { m_tiles: 2, ..tile(1, 128, 1, 2) }.with_boxes(2);
     let small = [tile(2, 128, 1, 1).with_boxes(4), tile(1, 128, 1, 2).with_boxes(2), tile(1, 64, 1, 2).with_boxes(2)];
-    let mut tiles = match precision {
+    let tiles = match precision {
         Precision::Fp32Emulated => {
             let wide = tile(2, 128, 1, 1);
             let stays = HopperTile { results: wide.cols * 256 + 4 * wide.warpgroups * BOX, stays: true, ..wide };
             vec![if batch <= 64 { stays } else { wide.with_boxes(2) }, tile(1, 64, 1, 2).with_boxes(2)]
         }
+        _ if bf16 && batch <= 256 && inputs <= 2048 => small.to_vec(),
         _ => [&[tile(2, 256, 1, 1).with_boxes(if bf16 && batch > 256 { 4 } else { 2 })][..], &small].concat(),
     };
-    if bf16 && batch <= 256 && inputs <= 2048 {
-        tiles.insert(0, two);
-    }
-    filled_by_two(first_that_fills(chip, precision, &tiles, (2 * hidden, inputs), &[batch]))
+    first_that_fills(chip, precision, &tiles, (2 * hidden, inputs), &[batch])
 }
 
 /// The tiles of dx, from saved gates, and of dWf where the two run side by side, a block of each on a multiprocessor: at small
@@ -329,12 +338,6 @@ pub fn beside(
     let dx = HopperTile { stages: room / (dx.stage(precision) + 16), ..dx };
     let apart = 2 * (dx.shared(precision) + 1024) > all && dx.count(inputs, batch) <= chip.multiprocessors;
     (apart && dx.splits_evenly(2 * hidden, precision)).then_some((dx, dwf))
-}
-
-/// A tile of dWf with as many stages as there is room for: of two blocks of 128 x 128 what is left beside their results holds
-/// three to the byte.
-pub(super) fn filled_by_two(tile: HopperTile) -> HopperTile {
-    if tile.m_tiles == 2 && tile.blocks == 2 { HopperTile { stages: 3, ..tile } } else { tile }
 }
 
 #[cfg(test)]
@@ -403,19 +406,33 @@ mod tests {
         let forward = |precision, batch, width| shape(forward(Chip::H200, precision, batch, width, width));
         assert_eq!(forward(Precision::Bf16, 64, 2048), (64, 64, 2));
         assert_eq!(forward(Precision::Bf16, 256, 2048), (128, 64, 1));
+        assert_eq!(forward(Precision::Bf16, 64, 512), (64, 64, 1));
+        assert_eq!(forward(Precision::Bf16, 64, 1024), (64, 64, 2));
+        assert_eq!(forward(Precision::Bf16, 128, 1024), (64, 64, 1));
         assert_eq!(forward(Precision::Bf16, 1024, 4096), (128, 256, 1));
         assert_eq!(forward(Precision::Tf32, 256, 2048), (128, 64, 1));
         assert_eq!(forward(Precision::Fp32Emulated, 256, 4096), (128, 128, 1));
         assert_eq!(forward(Precision::Bf16, 64, 4096), (64, 64, 1));
         let dx = |precision, batch, width| shape(backward_dx(Chip::H200, precision, batch, width, width, true));
         assert_eq!(dx(Precision::Bf16, 64, 2048), (64, 64, 2));
-        assert_eq!(dx(Precision::Bf16, 256, 2048), (64, 64, 1));
+        assert_eq!(dx(Precision::Bf16, 256, 2048), (64, 128, 2));
         assert_eq!(dx(Precision::Bf16, 256, 4096), (64, 128, 1));
+        assert_eq!(dx(Precision::Bf16, 512, 1024), (64, 64, 1));
+        let dwf = |precision, batch, width| shape(dwf(Chip::H200, precision, batch, width, width));
+        assert_eq!(dwf(Precision::Bf16, 256, 2048), (128, 128, 1));
+        assert_eq!(dwf(Precision::Bf16, 256, 4096), (128, 256, 1));
+        assert_eq!(dwf(Precision::Tf32, 256, 2048), (128, 256, 1));
         assert_eq!(dx(Precision::Tf32, 64, 2048), (64, 64, 4));
         assert_eq!(dx(Precision::Tf32, 256, 2048), (64, 128, 2));
         assert_eq!(dx(Precision::Tf32, 256, 4096), (128, 128, 2));
         assert_eq!(dx(Precision::Fp32Emulated, 1024, 2048), (128, 128, 1));
         assert_eq!(forward(Precision::Fp32Emulated, 64, 4096), (128, 64, 2));
+        let forward = |d: &Dims| super::forward(Chip::H200, Precision::Bf16, d.batch, d.inputs, d.hidden);
+        let dx = |d: &Dims| backward_dx(Chip::H200, Precision::Bf16, d.batch, d.inputs, d.hidden, true);
+        let has = |tile: &dyn Fn(&Dims) -> HopperTile, cols| {
+            LARGE_SHAPES.iter().map(tile).any(|tile| tile.cols == cols && tile.splits == 2)
+        };
+        assert!(has(&forward, 64) && has(&dx, 128), "selftest has shapes that take them");
         let addends = |saved, width| {
             let tile = backward_dx(Chip::H200, Precision::Fp32Emulated, 64, width, width, saved);
             (tile.rows(), tile.splits, tile.addends)

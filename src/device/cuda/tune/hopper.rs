@@ -3,7 +3,7 @@
 use super::{
     super::{
         context::Chip,
-        hopper_tiles::{HopperTile, filled_by_two, tile},
+        hopper_tiles::{HopperTile, tile},
     },
     Candidate,
 };
@@ -76,6 +76,12 @@ const DWF: [HopperTile; 9] = [
     tile(1, 128, 1, 1).with_boxes(4),
     tile(1, 256, 1, 1).with_boxes(4),
 ];
+
+/// A tile of dWf with as many stages as there is room for: of two blocks of 128 x 128 what is left beside their results holds
+/// three to the byte.
+fn filled_by_two(tile: HopperTile) -> HopperTile {
+    if tile.m_tiles == 2 && tile.blocks == 2 { HopperTile { stages: 3, ..tile } } else { tile }
+}
 
 /// Those of `tiles` that may be faster than `rule` for a product of `rows` (of the weight) x `cols` that sums over each of `sums`.
 fn hopeful(
