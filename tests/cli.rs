@@ -276,6 +276,13 @@ fn selftest_doctor_completions_and_verify_work() {
     let text = stdout(&run(&folder.0, "doctor --dataset bars/"));
     assert!(text.contains("threads") && text.contains("1000 training"), "{text}");
     stdout(&run(&folder.0, "doctor --json --dataset bars/"));
+    let unknown = |args: &str| {
+        let mut program = program(&folder.0);
+        program.env("MNIST_SWIGLU_ISA", "sse9").args(args.split(' ')).output().expect("the program starts")
+    };
+    let output = unknown("doctor --dataset bars/");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("missing  kernels"), "{output:?}");
+    assert_eq!(failure(&output, 2), failure(&unknown("selftest --shape 1,1,1"), 2), "doctor foretells what others say");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         assert!(stdout(&run(&folder.0, &format!("completions {shell}"))).contains("selftest"), "{shell}");
     }

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::out;
-use crate::{Error, Kind, Result, cli::DoctorArgs, data::Dataset};
+use crate::{Error, Kind, Result, cli::DoctorArgs, data::Dataset, device::cpu::simd::Isa};
 
 mod gpu;
 mod machine;
@@ -71,9 +71,11 @@ impl Section {
 /// Shows what this machine offers. `data` is what loading the data set gave: [`describe`] of it, or why it failed.
 ///
 /// # Errors
-/// [`Kind::Data`] when there is no data, so that nothing can be trained; everything else that is missing is only shown.
+/// [`Kind::Data`] when there is no data, and that of [`Isa::detect`] when `MNIST_SWIGLU_ISA` names what this processor lacks:
+/// nothing can be trained. Everything else that is missing is only shown.
 pub fn run(args: &DoctorArgs, data: Result<String>) -> Result<()> {
     let found = data.is_ok();
+    let isa = Isa::detect();
     let threads = machine::Threads {
         flag: args.device.threads,
         variable: std::env::var_os("RAYON_NUM_THREADS").map(|value| value.to_string_lossy().into_owned()),
@@ -81,7 +83,7 @@ pub fn run(args: &DoctorArgs, data: Result<String>) -> Result<()> {
     };
     let sections = [
         machine::program(),
-        machine::cpu(&threads),
+        machine::cpu(&threads, &isa),
         machine::memory(),
         gpu::section(),
         data_section(&args.data.dataset, data),
@@ -91,6 +93,7 @@ pub fn run(args: &DoctorArgs, data: Result<String>) -> Result<()> {
     } else {
         out::print_line(&text(&sections))?;
     }
+    isa?;
     if found {
         return Ok(());
     }

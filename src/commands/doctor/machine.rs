@@ -2,7 +2,10 @@
 //! they can be tested on any system.
 
 use super::{Item, Section};
-use crate::device::cpu::meminfo;
+use crate::{
+    Result,
+    device::cpu::{meminfo, simd::Isa},
+};
 
 /// The version, and the system it runs on.
 pub(super) fn program() -> Section {
@@ -59,14 +62,15 @@ impl Threads {
     }
 }
 
-/// The CPU: its name, the instructions that the kernels use, cores and threads.
-pub(super) fn cpu(threads: &Threads) -> Section {
+/// The CPU: its name, the instructions that it has and those that the kernels use, cores and threads.
+pub(super) fn cpu(threads: &Threads, isa: &Result<Isa>) -> Section {
     let model = cpu_model().unwrap_or_else(|| format!("unknown ({})", std::env::consts::ARCH));
     Section::new(
         "CPU",
         vec![
             Item::ok("model", model),
             simd_item(&simd()),
+            isa_item(isa),
             Item::ok("cores", threads.cores.to_string()),
             threads.item(),
         ],
@@ -136,6 +140,14 @@ fn simd_item(features: &[(&str, bool)]) -> Item {
         Item::warn("SIMD", value, "products run several times slower without; it still works")
     } else {
         Item::ok("SIMD", value)
+    }
+}
+
+/// The instruction set that the kernels run with, or why there is none.
+fn isa_item(isa: &Result<Isa>) -> Item {
+    match isa {
+        Ok(isa) => Item::ok("kernels", isa.name()),
+        Err(error) => Item::missing("kernels", error.to_string(), error.hint_text().map(str::to_string)),
     }
 }
 

@@ -164,7 +164,11 @@ fn names(causes: &[Cause]) -> String {
     joined(&causes.iter().map(|cause| cause.name().to_owned()).collect::<Vec<_>>())
 }
 
+/// `words` as a sentence begins; a symbol, such as dWf, stays as it is written.
 fn capital(words: &str) -> String {
     let mut letters = words.chars();
+    if words.split(' ').next().is_some_and(|first| first.contains(char::is_uppercase)) {
+        return words.to_owned();
+    }
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
