@@ -11,8 +11,11 @@ use std::{
 
 use common::{Folder, failure, program, run, stdout};
 use mnist_swiglu::{
-    measure::record,
-    report::{data::Data, folder, training_table, waterfall},
+    measure::{peers::Timed, record},
+    report::{
+        data::{Data, Measured},
+        folder, training_table, waterfall,
+    },
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -72,6 +75,29 @@ fn every_chart_is_an_xml_picture_and_a_png_and_stands_on_the_page() {
     // Three waterfalls, two of mistakes; for each of two precisions training, cost, curves, three passes, roofline, two of memory.
     assert_eq!(charts, 3 + 2 + 2 * 9);
     assert_eq!(page.matches("<figure ").count(), charts);
+}
+
+#[test]
+fn a_chart_names_the_commits_of_its_own_records_alone() {
+    let mut records = fixed();
+    let trainings = |line: &record::Line| matches!(line.record, record::Record::Train(_));
+    for line in records.lines.iter_mut().filter(|line| trainings(line)) {
+        line.origin.commit = "89abcdef01".into();
+    }
+    let data = Data::of(&records);
+    let device = |of: &Measured| of.device == "cuda:0";
+    let source = |of: &dyn Fn(&Measured) -> bool| data.source(|measured| device(measured) && of(measured));
+    assert_eq!(source(&|of| of.timed == Some(Timed::Epoch) && !of.peer), "a GPU, CUDA 13.0; commit 89abcdef01");
+    assert_eq!(source(&|of| of.timed != Some(Timed::Epoch)), "a GPU, CUDA 13.0; commit 0123456789");
+    assert_eq!(source(&|_| true), "a GPU, CUDA 13.0; commits 0123456789 and 89abcdef01");
+    assert_eq!(data.source(|of| of.device == "cpu"), "", "no records, no machine");
+    let folder = Folder::new("report-commits");
+    let out = folder.join("report");
+    folder::write(&records, &out).expect("a report");
+    for (name, commit) in [("confusion", "commit 89abcdef01"), ("speedup-learning", "commit 0123456789")] {
+        let text = read(&out.join(format!("{name}.svg")));
+        assert!(text.contains(commit) && text.matches("commit").count() == 1, "{name} names {commit} alone");
+    }
 }
 
 #[test]

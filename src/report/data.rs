@@ -1,8 +1,9 @@
 //! The records of a report in order: of what was measured again the newest, every device under a name of its own.
 
+use super::charts::joined;
 use crate::{
     measure::{
-        peers::PeerCase,
+        peers::{PeerCase, Timed},
         record::{Case, Origin, Peaks, Record, Records, Training},
         timer::Cache,
         work::Pass,
@@ -23,8 +24,28 @@ pub struct Data {
     pub peaks: Vec<Peaks>,
     /// Where the records come from.
     pub origins: Vec<Origin>,
-    /// Names of devices, each with the machines and commits that measured them.
-    sources: Vec<(String, Vec<String>)>,
+    /// What was measured, each with where.
+    sources: Vec<(Measured, Source)>,
+}
+
+/// What a record measured, for a chart to say which records it is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// The device, under its name here.
+    pub device: String,
+    /// Precision of the products.
+    pub precision: Precision,
+    /// What was timed; nothing where the record holds what the device can do at best.
+    pub timed: Option<Timed>,
+    /// Whether a peer was measured.
+    pub peer: bool,
+}
+
+/// Machine and commit of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Source {
+    machine: String,
+    commit: String,
 }
 
 /// Adds what was measured; in the place of the same measured before, so that the order stays that of the first.
@@ -54,7 +75,10 @@ impl Data {
             // Two machines that call their device the same: their numbers must not be mixed.
             let several = models.iter().filter(|(name, _)| *name == device).count() > 1;
             let name = if several { format!("{device} of {}", line.origin.model) } else { device.to_owned() };
-            data.add_source(&name, source(&line.origin));
+            let source = (measured(&line.record, name.clone()), source(&line.origin));
+            if !data.sources.contains(&source) {
+                data.sources.push(source);
+            }
             data.add(&line.record, name);
         }
         data
@@ -82,17 +106,20 @@ impl Data {
         }
     }
 
-    fn add_source(&mut self, device: &str, source: String) {
-        match self.sources.iter_mut().find(|(name, _)| name == device) {
-            Some((_, sources)) if sources.contains(&source) => {}
-            Some((_, sources)) => sources.push(source),
-            None => self.sources.push((device.into(), vec![source])),
+    /// The machines and commits of the records that `of` chooses: `a GPU, CUDA 13.0; commits 0123456789 and 89abcdef01`.
+    pub fn source(&self, of: impl Fn(&Measured) -> bool) -> String {
+        let mut machines: Vec<(&str, Vec<String>)> = Vec::new();
+        for (_, source) in self.sources.iter().filter(|(measured, _)| of(measured)) {
+            match machines.iter_mut().find(|(machine, _)| *machine == source.machine) {
+                Some((_, commits)) if commits.contains(&source.commit) => {}
+                Some((_, commits)) => commits.push(source.commit.clone()),
+                None => machines.push((&source.machine, vec![source.commit.clone()])),
+            }
         }
-    }
-
-    /// Machine and commit behind the numbers of `device`.
-    pub fn source(&self, device: &str) -> String {
-        self.sources.iter().find(|(name, _)| name == device).map_or(String::new(), |(_, sources)| sources.join("; "))
+        let said = |(machine, commits): &(&str, Vec<String>)| {
+            format!("{machine}; commit{} {}", if commits.len() > 1 { "s" } else { "" }, joined(commits))
+        };
+        machines.iter().map(said).collect::<Vec<_>>().join("; ")
     }
 
     /// The devices and precisions that something was measured in, in the order of [`Precision::ALL`].
@@ -143,11 +170,21 @@ fn device(record: &Record) -> &str {
     }
 }
 
-fn source(origin: &Origin) -> String {
+fn measured(record: &Record, device: String) -> Measured {
+    let (precision, timed, peer) = match record {
+        Record::Peaks(peaks) => (peaks.precision, None, false),
+        Record::Swiglu(case) => (case.precision, Some(Timed::Pass(case.pass)), false),
+        Record::Train(training) => (training.configuration.precision, Some(Timed::Epoch), false),
+        Record::Peer(peer) => (peer.precision, Some(peer.pass), true),
+    };
+    Measured { device, precision, timed, peer }
+}
+
+fn source(origin: &Origin) -> Source {
     let Origin { model, threads, driver, commit, .. } = origin;
     let threads = if *threads > 0 { format!(", {threads} threads") } else { String::new() };
     let driver = driver.as_ref().map_or(String::new(), |driver| format!(", {driver}"));
-    format!("{model}{threads}{driver}; commit {commit}")
+    Source { machine: format!("{model}{threads}{driver}"), commit: commit.clone() }
 }
 
 /// Whether two cases measured the same thing.

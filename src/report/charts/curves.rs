@@ -70,7 +70,7 @@ fn chart(data: &Data, name: String, trainings: &[&Training]) -> Chart {
                 title,
                 subtitle: format!("{}; seed {}, one run each", end::setting_name(config), config.seed),
                 legend: "By the second: training time alone, without loading, compiling and inference.".into(),
-                source: data.source(&config.device),
+                source: training::source(data, &config.device, config.precision),
             },
             panels: vec![
                 panel("by epoch: what they learn", ("epoch", Axis::epochs(last, false)), epochs),

@@ -2,7 +2,11 @@
 
 use super::{Chart, Picture, Section, add, alt, join, series};
 use crate::{
-    measure::{peers::Peer, record::Case, work::Pass},
+    measure::{
+        peers::{Peer, Timed},
+        record::Case,
+        work::Pass,
+    },
     report::{
         bars::{Bar, Bars},
         data::{Data, best_gates, shape, shape_name},
@@ -56,7 +60,11 @@ fn chart(data: &Data, device: &str, precision: Precision, pass: Pass) -> Option<
                      liger-style's speed on equal work. Each group has its own scale.{}",
                     if pale { " Pale: less work, the product alone." } else { "" }
                 ),
-                source: data.source(device),
+                source: data.source(|of| {
+                    let here = of.device == device && of.precision == precision;
+                    // Ticks are drawn from the peaks.
+                    here && (of.timed.is_none() || of.timed == Some(Timed::Pass(pass)))
+                }),
             },
             groups,
         }),

@@ -5,6 +5,7 @@ use plotters::style::RGBColor;
 
 use crate::{
     measure::{
+        peers::Timed,
         record::{Case, Peaks},
         work::{Pass, Work},
     },
@@ -100,7 +101,10 @@ fn chart(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
                 legend: "FLOP and bytes that the pass cannot do without, each operand once: recomputing gates earns nothing \
                          here. Implementations that share a kernel lie on each other."
                     .into(),
-                source: data.source(device),
+                source: data.source(|of| {
+                    let here = of.device == device && of.precision == precision;
+                    here && of.timed != Some(Timed::Epoch) && !of.peer
+                }),
             },
             panels: vec![Panel {
                 heading: "each pass at each shape".into(),

@@ -2,7 +2,7 @@
 
 use super::{Chart, Picture, Section, add, alt, bytes, series, training};
 use crate::{
-    measure::{record::Case, work::Pass},
+    measure::{peers::Timed, record::Case, work::Pass},
     report::{
         bars::{Bar, Bars},
         data::{Data, shape, shape_name},
@@ -63,7 +63,10 @@ fn saved(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
                 legend:
                     "Bytes are counted, not sampled: they have no spread. x and dz are not in them: all need those."
                         .into(),
-                source: data.source(device),
+                source: data.source(|of| {
+                    let here = of.device == device && of.precision == precision;
+                    here && of.timed == Some(Timed::Pass(Pass::Step)) && !of.peer
+                }),
             },
             groups,
         }),
@@ -132,7 +135,7 @@ fn peak(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
                 title,
                 subtitle: "growth up to the peak over the first epoch, data set included; n = 1".into(),
                 legend: "Pale: Wf does not learn, and needs no gradient and no momentum.".into(),
-                source: data.source(device),
+                source: training::source(data, device, precision),
             },
             groups,
         }),

@@ -1,6 +1,6 @@
 //! The digits that the best training of each device gets wrong, and its confusion matrix.
 
-use super::{Chart, Picture, Section};
+use super::{Chart, Picture, Section, training};
 use crate::{
     measure::record::Training,
     report::{
@@ -43,7 +43,7 @@ fn of_device(data: &Data, device: &str, several: bool) -> Vec<Chart> {
             best.epochs.len()
         ),
         legend: legend.into(),
-        source: data.source(device),
+        source: training::source(data, device, config.precision),
     };
     let mut charts = Vec::new();
     if let Some(surest) = best.wrong.first() {

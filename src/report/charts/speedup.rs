@@ -4,11 +4,14 @@ use super::{
     super::waterfall::{self, Cause, Goal, Waterfall},
     Chart, Picture, Section, alt, joined,
 };
-use crate::report::{
-    bars::{Bar, Bars},
-    data::Data,
-    frame::Frame,
-    table::ms,
+use crate::{
+    measure::{peers::Timed, work::Pass},
+    report::{
+        bars::{Bar, Bars},
+        data::Data,
+        frame::Frame,
+        table::ms,
+    },
 };
 
 /// Colours of what stands, gains and losses.
@@ -17,30 +20,31 @@ const GAIN: usize = 2;
 const LOSS: usize = 1;
 
 pub(super) fn charts(data: &Data) -> Vec<Chart> {
+    let step = |timed| matches!(timed, Some(Timed::Pass(Pass::Step | Pass::StepDx)));
     let layer = |goal| few(waterfall::layer(&data.cases, goal));
     [
         chart(
             data,
             "speedup-training",
             "From liger-style to the fastest training",
-            "an epoch",
-            "fastest to slowest",
+            ("an epoch", "fastest to slowest"),
+            |timed| timed == Some(Timed::Epoch),
             few(waterfall::training(&data.trainings)),
         ),
         chart(
             data,
             "speedup-step",
             "From liger-style to the fastest step of the layer",
-            "a step",
-            "p10 to p90",
+            ("a step", "p10 to p90"),
+            step,
             layer(Goal::Fastest),
         ),
         chart(
             data,
             "speedup-learning",
             "The same, the layer's weights still learning",
-            "a step",
-            "p10 to p90",
+            ("a step", "p10 to p90"),
+            step,
             layer(Goal::Learning),
         ),
     ]
@@ -70,17 +74,17 @@ fn few(ways: Vec<Waterfall>) -> Vec<Waterfall> {
     kept
 }
 
-fn chart(data: &Data, name: &str, title: &str, unit: &str, spread: &str, ways: Vec<Waterfall>) -> Option<Chart> {
+fn chart(
+    data: &Data,
+    name: &str,
+    title: &str,
+    (unit, spread): (&str, &str),
+    of: impl Fn(Option<Timed>) -> bool,
+    ways: Vec<Waterfall>,
+) -> Option<Chart> {
     let first = ways.first()?;
     let groups: Vec<(String, Vec<Bar>)> =
         ways.iter().map(|way| (format!("{}: {:.2} x in all", way.setting, way.speedup()), bars(way))).collect();
-    let mut sources: Vec<String> = Vec::new();
-    for way in &ways {
-        let source = data.source(&way.device);
-        if !sources.contains(&source) {
-            sources.push(source);
-        }
-    }
     let samples = ways.iter().map(|way| way.samples).min().unwrap_or(0);
     Some(Chart {
         name: name.into(),
@@ -93,7 +97,9 @@ fn chart(data: &Data, name: &str, title: &str, unit: &str, spread: &str, ways: V
                 legend: "Blue: where it starts. Green: saved by the step; orange: lost by it; grey: what is left. Precision and \
                          work left out are not equal work: see the error or the accuracy beside them."
                     .into(),
-                source: sources.join("; "),
+                source: data.source(|measured| {
+                    !measured.peer && of(measured.timed) && ways.iter().any(|way| way.device == measured.device)
+                }),
             },
             groups,
         }),

@@ -2,7 +2,10 @@
 
 use super::{Chart, Picture, Section, add, alt, join, seconds, series};
 use crate::{
-    measure::{peers::PeerCase, record::Training},
+    measure::{
+        peers::{PeerCase, Timed},
+        record::Training,
+    },
     report::{
         bars::{Bar, Bars},
         data::Data,
@@ -28,6 +31,11 @@ pub(super) fn charts(data: &Data) -> Vec<Chart> {
 pub(super) fn of<'a>(data: &'a Data, device: &str, precision: Precision) -> Vec<&'a Training> {
     let here = |t: &&Training| t.configuration.device == device && t.configuration.precision == precision;
     data.trainings.iter().filter(here).filter(|t| !t.epochs.is_empty()).collect()
+}
+
+/// Where the trainings of one setting were run, peers left out.
+pub(super) fn source(data: &Data, device: &str, precision: Precision) -> String {
+    data.source(|of| of.device == device && of.precision == precision && of.timed == Some(Timed::Epoch) && !of.peer)
 }
 
 /// `median of 5 epochs, taking turns`, or what is true of them.
@@ -103,7 +111,8 @@ fn times(data: &Data, trainings: &[&Training], device: &str, precision: Precisio
                     ""
                 }
                 .into(),
-                source: data.source(device),
+                source: data
+                    .source(|of| of.device == device && of.precision == precision && of.timed == Some(Timed::Epoch)),
             },
             groups,
         }),
@@ -204,7 +213,7 @@ fn cost(data: &Data, trainings: &[&Training], device: &str, precision: Precision
                     ""
                 }
                 .into(),
-                source: data.source(device),
+                source: source(data, device, precision),
             },
             groups,
         }),
