@@ -50,6 +50,14 @@ impl Item {
     pub fn missing(name: &str, value: impl Into<String>, hint: Option<String>) -> Item {
         Item { state: State::Missing, hint, ..Item::ok(name, value) }
     }
+
+    /// What was found, or the error that says why it was not.
+    pub fn found(name: &str, value: Result<impl Into<String>, &Error>) -> Item {
+        match value {
+            Ok(value) => Item::ok(name, value),
+            Err(error) => Item::missing(name, error.to_string(), error.hint_text().map(str::to_string)),
+        }
+    }
 }
 
 /// Things that belong together.
@@ -108,11 +116,7 @@ pub fn describe(data: &Dataset) -> String {
 }
 
 fn data_section(name: &str, data: Result<String>) -> Section {
-    let item = match data {
-        Ok(value) => Item::ok(name, value),
-        Err(error) => Item::missing(name, error.to_string(), error.hint_text().map(str::to_string)),
-    };
-    Section::new("Data", vec![item])
+    Section::new("Data", vec![Item::found(name, data.as_ref().map(String::as_str))])
 }
 
 /// The sections as text, without a line feed at its end.

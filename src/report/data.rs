@@ -41,6 +41,13 @@ pub struct Measured {
     pub peer: bool,
 }
 
+impl Measured {
+    /// Whether it was measured on `device` in `precision`.
+    pub fn is(&self, device: &str, precision: Precision) -> bool {
+        self.device == device && self.precision == precision
+    }
+}
+
 /// Machine and commit of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Source {

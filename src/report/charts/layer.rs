@@ -61,9 +61,8 @@ fn chart(data: &Data, device: &str, precision: Precision, pass: Pass) -> Option<
                     if pale { " Pale: less work, the product alone." } else { "" }
                 ),
                 source: data.source(|of| {
-                    let here = of.device == device && of.precision == precision;
                     // Ticks are drawn from the peaks.
-                    here && (of.timed.is_none() || of.timed == Some(Timed::Pass(pass)))
+                    of.is(device, precision) && (of.timed.is_none() || of.timed == Some(Timed::Pass(pass)))
                 }),
             },
             groups,

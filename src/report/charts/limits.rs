@@ -102,8 +102,7 @@ fn chart(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
                          here. Implementations that share a kernel lie on each other."
                     .into(),
                 source: data.source(|of| {
-                    let here = of.device == device && of.precision == precision;
-                    here && of.timed != Some(Timed::Epoch) && !of.peer
+                    of.is(device, precision) && of.timed != Some(Timed::Epoch) && !of.peer
                 }),
             },
             panels: vec![Panel {

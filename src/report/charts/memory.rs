@@ -63,10 +63,8 @@ fn saved(data: &Data, device: &str, precision: Precision) -> Option<Chart> {
                 legend:
                     "Bytes are counted, not sampled: they have no spread. x and dz are not in them: all need those."
                         .into(),
-                source: data.source(|of| {
-                    let here = of.device == device && of.precision == precision;
-                    here && of.timed == Some(Timed::Pass(Pass::Step)) && !of.peer
-                }),
+                source: data
+                    .source(|of| of.is(device, precision) && of.timed == Some(Timed::Pass(Pass::Step)) && !of.peer),
             },
             groups,
         }),

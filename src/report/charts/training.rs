@@ -35,7 +35,7 @@ pub(super) fn of<'a>(data: &'a Data, device: &str, precision: Precision) -> Vec<
 
 /// Where the trainings of one setting were run, peers left out.
 pub(super) fn source(data: &Data, device: &str, precision: Precision) -> String {
-    data.source(|of| of.device == device && of.precision == precision && of.timed == Some(Timed::Epoch) && !of.peer)
+    data.source(|of| of.is(device, precision) && of.timed == Some(Timed::Epoch) && !of.peer)
 }
 
 /// `median of 5 epochs, taking turns`, or what is true of them.
@@ -111,8 +111,7 @@ fn times(data: &Data, trainings: &[&Training], device: &str, precision: Precisio
                     ""
                 }
                 .into(),
-                source: data
-                    .source(|of| of.device == device && of.precision == precision && of.timed == Some(Timed::Epoch)),
+                source: data.source(|of| of.is(device, precision) && of.timed == Some(Timed::Epoch)),
             },
             groups,
         }),
